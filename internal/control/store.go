@@ -1,0 +1,65 @@
+package control
+
+import (
+	"context"
+
+	"berth/internal/compute"
+)
+
+// Target is what a gateway must know of a container to admit a login to it.
+type Target struct {
+	Container compute.Container
+	Owner     compute.User
+	Keys      []compute.SSHKey // those that open it
+}
+
+// Store keeps the desired and the observed state. Every method is one transaction; those that change something append the
+// events that tell of it in the same transaction. Errors are *compute.Error: CodeNotFound for what is absent, owned by
+// somebody else or deleted.
+type Store interface {
+	// Users.
+	CreateUser(ctx context.Context, username string, role compute.Role) (compute.User, error) // CodeConflict when taken
+	Users(ctx context.Context) ([]compute.User, error)
+	User(ctx context.Context, id compute.UserID) (compute.User, error)
+	UserByName(ctx context.Context, username string) (compute.User, error)
+	SetUserDisabled(ctx context.Context, id compute.UserID, disabled bool) (compute.User, error)
+
+	// SSH keys. AddKey takes the owner, name, canonical line and fingerprint of k; CodeConflict when the owner has that key,
+	// CodeLimit at limit. DeleteKey also takes the key out of the owner's containers.
+	AddKey(ctx context.Context, k compute.SSHKey, limit int) (compute.SSHKey, error)
+	Keys(ctx context.Context, owner compute.UserID) ([]compute.SSHKey, error)
+	DeleteKey(ctx context.Context, owner compute.UserID, id int64) error
+
+	// Containers, as their owners see them: deleted ones are absent.
+	//
+	// CreateContainer inserts c under a new id, with the smallest free slot; CodeInvalid on ssh_key_ids for ids that are
+	// not keys of c.Owner, CodeLimit at limit.
+	CreateContainer(ctx context.Context, c compute.Container, limit int) (compute.Container, error)
+	Containers(ctx context.Context, owner compute.UserID) ([]compute.Container, error)
+	Container(ctx context.Context, owner compute.UserID, id compute.ContainerID) (compute.Container, error)
+	// SetDesired stores d with a new generation. It changes nothing when d stands already, except that DesiredRunning on a
+	// failed container is a new attempt. A start sets the status to pending; a stop leaves it to what is observed.
+	SetDesired(ctx context.Context, owner compute.UserID, id compute.ContainerID, d compute.Desired) (compute.Container, error)
+	SetSSH(ctx context.Context, owner compute.UserID, id compute.ContainerID, enabled bool) (compute.Container, error)
+
+	// What gateways read. Target and Accounts leave out disabled users and what is theirs.
+	Target(ctx context.Context, id compute.ContainerID) (Target, error)
+	Accounts(ctx context.Context, fingerprint string) ([]compute.User, error) // those with that key; empty when none
+
+	// What the reconcile loop reads and writes.
+	//
+	// Reconcilable lists every container whose row is not purged, the deleted ones too. ReconcileState is one of them.
+	Reconcilable(ctx context.Context) ([]compute.Container, error)
+	ReconcileState(ctx context.Context, id compute.ContainerID) (compute.Container, error)
+	RecordStorage(ctx context.Context, id compute.ContainerID) error
+	// SetStatus is the one transition function: it moves the container to status through compute.Between, an event each. It
+	// changes nothing when the generation is no longer the row's, or when status and message stand already.
+	SetStatus(ctx context.Context, id compute.ContainerID, generation int64, s compute.Status, message string) error
+	// Purge ends a deleted container's row once the engine has it no more. Its id stays taken for ever, its slot for 60 s.
+	Purge(ctx context.Context, id compute.ContainerID) error
+
+	// Events returns up to limit events with Seq > after, in order.
+	Events(ctx context.Context, after int64, limit int) ([]compute.Event, error)
+	// InstallationID names this database for ever; every resource of an engine carries it.
+	InstallationID(ctx context.Context) (string, error)
+}

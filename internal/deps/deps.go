@@ -1,0 +1,36 @@
+//go:build deps
+
+package deps
+
+import (
+	_ "github.com/cenkalti/backoff/v5"
+	_ "github.com/charmbracelet/lipgloss"
+	_ "github.com/charmbracelet/wish"
+	_ "github.com/containerd/containerd/v2/client"
+	_ "github.com/containerd/go-cni"
+	_ "github.com/creack/pty"
+	_ "github.com/dustin/go-humanize"
+	_ "github.com/gliderlabs/ssh"
+	_ "github.com/gofiber/contrib/websocket"
+	_ "github.com/gofiber/fiber/v2"
+	_ "github.com/golang-jwt/jwt/v5"
+	_ "github.com/google/go-containerregistry/pkg/v1"
+	_ "github.com/google/nftables"
+	_ "github.com/hashicorp/yamux"
+	_ "github.com/knadh/koanf/v2"
+	_ "github.com/miekg/dns"
+	_ "github.com/moby/sys/mountinfo"
+	_ "github.com/moby/sys/user"
+	_ "github.com/pkg/sftp"
+	_ "github.com/pressly/goose/v3"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/schollz/progressbar/v3"
+	_ "github.com/spf13/cobra"
+	_ "github.com/vishvananda/netlink"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/crypto/ssh"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/time/rate"
+	_ "modernc.org/sqlite"
+	_ "pgregory.net/rapid"
+)
