@@ -3,6 +3,8 @@ package compute
 // Spec is what an engine must make true of one container.
 type Spec struct {
 	Ref
+	// Generation changes when the engine has something to do. A running container of another generation is restarted (a stop
+	// followed at once by a start is a fresh start); one of the same generation is left alone.
 	Generation int64
 	Running    bool
 	Hostname   string
