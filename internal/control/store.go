@@ -6,13 +6,6 @@ import (
 	"berth/internal/compute"
 )
 
-// Target is what a gateway must know of a container to admit a login to it.
-type Target struct {
-	Container compute.Container
-	Owner     compute.User
-	Keys      []compute.SSHKey // those that open it
-}
-
 // Store keeps the desired and the observed state. Every method is one transaction; those that change something append the
 // events that tell of it in the same transaction. Errors are *compute.Error: CodeNotFound for what is absent, owned by
 // somebody else or deleted.
@@ -43,7 +36,7 @@ type Store interface {
 	SetSSH(ctx context.Context, owner compute.UserID, id compute.ContainerID, enabled bool) (compute.Container, error)
 
 	// What gateways read. Target and Accounts leave out disabled users and what is theirs.
-	Target(ctx context.Context, id compute.ContainerID) (Target, error)
+	Target(ctx context.Context, id compute.ContainerID) (compute.Target, error)
 	Accounts(ctx context.Context, fingerprint string) ([]compute.User, error) // those with that key; empty when none
 
 	// What the reconcile loop reads and writes.
