@@ -1,0 +1,242 @@
+// Package config is the operator's settings as one plain struct: defaults, then a file, then the environment, then flags,
+// then Validate. Nothing else in Berth reads files, environment or flags for its settings.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/providers/structs"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+
+	"berth/internal/compute"
+)
+
+// Config is every setting. The tag is the name of the flag and of the file's key; the environment's is BERTH_ and the same in
+// capitals with underscores (BERTH_HTTP_ADDR); BERTH_DATA is short for BERTH_DATA_DIR.
+type Config struct {
+	DataDir  string `koanf:"data-dir" help:"directory for all state"`
+	HTTPAddr string `koanf:"http-addr" help:"address for the REST API, host:port; port 0 picks a free one"`
+	SSHAddr  string `koanf:"ssh-addr" help:"address for SSH, host:port; port 0 picks a free one"`
+	Zone     string `koanf:"zone" help:"DNS zone of the containers' hostnames"`
+
+	Image      string `koanf:"image" help:"archive of the base image, made by make image"`
+	Agent      string `koanf:"agent" help:"agent binary for this machine's architecture"`
+	Containerd string `koanf:"containerd" help:"containerd binary to start"`
+
+	Subnet      string `koanf:"subnet" help:"IPv4 subnet for the containers; empty picks a free one"`
+	DNSUpstream string `koanf:"dns-upstream" help:"resolver for the containers, address:port; empty takes the host's"`
+
+	ReserveGB int      `koanf:"reserve-gb" help:"free disk space in GB below which no container is created"`
+	MemoryMB  int      `koanf:"memory-mb" help:"memory in MB that all containers together may use; 0 takes three quarters of the machine's"`
+	AcceptEnv []string `koanf:"accept-env" help:"environment variables that SSH clients may set, as in sshd_config's AcceptEnv"`
+
+	TokenTTL time.Duration `koanf:"token-ttl" help:"lifetime of the token file's token"`
+
+	ContainersPerUser int `koanf:"containers-per-user" help:"containers that one user may have"`
+	KeysPerUser       int `koanf:"keys-per-user" help:"SSH keys that one user may have"`
+
+	LogLevel  string `koanf:"log-level" help:"debug, info, warn or error"`
+	LogFormat string `koanf:"log-format" help:"text or json"`
+	AllowHTTP bool   `koanf:"allow-plain-http" help:"permit http-addr beyond loopback although it is not encrypted"`
+}
+
+// Default returns the settings of a machine where nothing was said.
+func Default() Config {
+	l := compute.DefaultLimits()
+	return Config{
+		DataDir: "data", HTTPAddr: "127.0.0.1:7080", SSHAddr: "127.0.0.1:2222", Zone: "compute.localhost",
+		Containerd: "containerd", ReserveGB: 5,
+		AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM"},
+		TokenTTL:  24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
+		LogLevel: "info", LogFormat: "text",
+	}
+}
+
+// Flags adds a flag for every setting to fs, and --config.
+func Flags(fs *pflag.FlagSet) {
+	fs.String("config", "", "YAML file of settings")
+	d := reflect.ValueOf(Default())
+	for i := range d.NumField() {
+		f := d.Type().Field(i)
+		name, help := f.Tag.Get("koanf"), f.Tag.Get("help")
+		switch v := d.Field(i).Interface().(type) {
+		case string:
+			fs.String(name, v, help)
+		case int:
+			fs.Int(name, v, help)
+		case bool:
+			fs.Bool(name, v, help)
+		case time.Duration:
+			fs.Duration(name, v, help)
+		case []string:
+			fs.StringSlice(name, v, help)
+		}
+	}
+}
+
+// Load returns the settings that the file of --config, the environment and the flags of fs make together, validated, with
+// DataDir absolute.
+func Load(fs *pflag.FlagSet) (Config, error) {
+	k := koanf.New(".")
+	if err := k.Load(structs.Provider(Default(), "koanf"), nil); err != nil {
+		return Config{}, fmt.Errorf("read defaults: %w", err)
+	}
+	if path, _ := fs.GetString("config"); path != "" {
+		own := koanf.New(".")
+		if err := own.Load(file.Provider(path), yaml.Parser()); err != nil {
+			return Config{}, fmt.Errorf("read the settings in %s: %w", path, err)
+		}
+		for _, key := range own.Keys() {
+			if !k.Exists(key) {
+				return Config{}, fmt.Errorf("%s: there is no setting %q; `berth up --help` lists them", path, key)
+			}
+		}
+		if err := k.Merge(own); err != nil {
+			return Config{}, fmt.Errorf("read the settings in %s: %w", path, err)
+		}
+	}
+	err := k.Load(env.Provider(".", env.Opt{Prefix: "BERTH_", TransformFunc: func(key, value string) (string, any) {
+		name := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(key, "BERTH_")), "_", "-")
+		if name == "data" {
+			name = "data-dir"
+		}
+		switch {
+		case !k.Exists(name) || value == "":
+			return "", nil
+		case name == "accept-env":
+			return name, strings.Split(value, ",")
+		}
+		return name, value
+	}}), nil)
+	if err != nil {
+		return Config{}, fmt.Errorf("read the environment: %w", err)
+	}
+	if err := k.Load(posflag.Provider(fs, ".", k), nil); err != nil {
+		return Config{}, fmt.Errorf("read flags: %w", err)
+	}
+	var c Config
+	if err := k.Unmarshal("", &c); err != nil {
+		return Config{}, fmt.Errorf("read settings: %w", err)
+	}
+	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+var zoneLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// Validate says, in words for the operator, what is wrong with every setting that is.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(setting, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", setting, fmt.Sprintf(format, args...)))
+	}
+	for setting, addr := range map[string]string{"http-addr": c.HTTPAddr, "ssh-addr": c.SSHAddr} {
+		if err := checkAddr(addr); err != nil {
+			bad(setting, "%v", err)
+		}
+	}
+	if host, _, err := net.SplitHostPort(c.HTTPAddr); err == nil && !c.AllowHTTP && !loopback(host) {
+		bad("http-addr", "%q is not loopback, and plain HTTP would show tokens to the network; put a TLS proxy in front, or set allow-plain-http", c.HTTPAddr)
+	}
+	if len(c.Zone) > 240 {
+		bad("zone", "a zone has at most 240 characters")
+	}
+	for label := range strings.SplitSeq(c.Zone, ".") {
+		if !zoneLabel.MatchString(label) {
+			bad("zone", "%q is not a DNS name in lowercase, such as compute.example.com", c.Zone)
+			break
+		}
+	}
+	if c.Subnet != "" {
+		if p, err := netip.ParsePrefix(c.Subnet); err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() > 28 {
+			bad("subnet", "%q is not an IPv4 prefix of at most 28 bits, such as 10.99.0.0/16", c.Subnet)
+		}
+	}
+	if c.DNSUpstream != "" {
+		if _, err := netip.ParseAddrPort(c.DNSUpstream); err != nil {
+			bad("dns-upstream", "%q is not address:port, such as 9.9.9.9:53", c.DNSUpstream)
+		}
+	}
+	if c.ReserveGB < 0 || c.MemoryMB < 0 {
+		bad("reserve-gb, memory-mb", "a negative amount means nothing")
+	}
+	if c.TokenTTL < time.Minute || c.TokenTTL > 30*24*time.Hour {
+		bad("token-ttl", "choose from 1m to 720h")
+	}
+	if c.ContainersPerUser < 1 || c.ContainersPerUser > 1000 {
+		bad("containers-per-user", "choose from 1 to 1000")
+	}
+	if c.KeysPerUser < 1 || c.KeysPerUser > 1000 {
+		bad("keys-per-user", "choose from 1 to 1000")
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		bad("log-format", "choose text or json")
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		bad("log-level", "choose debug, info, warn or error")
+	}
+	return errors.Join(errs...)
+}
+
+func checkAddr(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port, such as 127.0.0.1:7080", addr)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return fmt.Errorf("%q has no port from 0 to 65535", addr)
+	}
+	if host != "" && host != "localhost" && net.ParseIP(host) == nil {
+		return fmt.Errorf("the host of %q is not an IP address of this machine", addr)
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Limits returns the domain's limits as configured.
+func (c Config) Limits() compute.Limits {
+	l := compute.DefaultLimits()
+	l.ContainersPerUser, l.KeysPerUser = c.ContainersPerUser, c.KeysPerUser
+	return l
+}
+
+// Beside returns the path of a file that was built together with this program: name beside the running binary, or dir/name
+// one level above it; empty when there is none.
+func Beside(paths ...string) string {
+	exe, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	if exe, err = filepath.EvalSymlinks(exe); err != nil {
+		return ""
+	}
+	for _, p := range paths {
+		p = filepath.Join(filepath.Dir(exe), p)
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
+	}
+	return ""
+}
