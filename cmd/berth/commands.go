@@ -1,0 +1,214 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"berth/internal/app"
+	"berth/internal/config"
+)
+
+func upCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Run Berth in the foreground on this machine",
+		Long: `Run Berth in the foreground on this machine: REST API, SSH gateway, and containers on a containerd of its own.
+
+The first start makes an admin from your ~/.ssh/*.pub keys, or a demo key where you have none. While it runs, the data
+directory holds ssh_config, token and ready.json for you and your scripts. SIGINT and SIGTERM stop it; containers go on
+running, and the next start takes them over. berth down stops them.`,
+		Args: cobra.NoArgs,
+		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
+			return app.Up(cmd.Context(), c, os.Stderr)
+		}),
+	}
+}
+
+func downCommand() *cobra.Command {
+	var destroy bool
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Stop Berth and its containers; with --delete, remove all it has",
+		Long: `Stop the Berth of this data directory, if it runs, and its containers. Their storage and the database stay, and the next
+berth up starts the containers that were running. With --delete, everything goes, storage and database too.`,
+		Args: cobra.NoArgs,
+		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
+			return app.Down(cmd.Context(), c, destroy, os.Stderr)
+		}),
+	}
+	cmd.Flags().BoolVar(&destroy, "delete", false, "also delete all containers, their storage and the database")
+	return cmd
+}
+
+// withOperator runs f with the operator's use cases of the data directory, whether Berth runs or not.
+func withOperator(f func(cmd *cobra.Command, o app.Operator, args []string) error) func(*cobra.Command, []string) error {
+	return withConfig(func(cmd *cobra.Command, c config.Config, args []string) (err error) {
+		o, err := app.OpenOperator(cmd.Context(), c)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if cerr := o.Close(); err == nil {
+				err = cerr
+			}
+		}()
+		return f(cmd, o, args)
+	})
+}
+
+func userCommand() *cobra.Command {
+	user := &cobra.Command{Use: "user", Short: "Manage accounts"}
+	var admin bool
+	var keyFiles []string
+	add := &cobra.Command{
+		Use: "add NAME", Short: "Add an account", Args: cobra.ExactArgs(1),
+		Example: "  berth user add alice --key ~alice/.ssh/id_ed25519.pub",
+		RunE: withOperator(func(cmd *cobra.Command, o app.Operator, args []string) error {
+			keys, err := readKeys(keyFiles, cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			u, err := o.AddUser(cmd.Context(), args[0], admin, keys)
+			if err != nil {
+				return err
+			}
+			return printUsers(cmd, u)
+		}),
+	}
+	add.Flags().BoolVar(&admin, "admin", false, "make the account an administrator")
+	add.Flags().StringArrayVar(&keyFiles, "key", nil, "file of public keys, one a line (- for standard input); may be repeated")
+	ls := &cobra.Command{
+		Use: "ls", Short: "List accounts", Args: cobra.NoArgs,
+		RunE: withOperator(func(cmd *cobra.Command, o app.Operator, _ []string) error {
+			list, err := o.Users(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return printUsers(cmd, list...)
+		}),
+	}
+	user.AddCommand(add, ls,
+		disableCommand("disable", "Bar an account from everything; its containers go on", true),
+		disableCommand("enable", "Let a disabled account in again", false))
+	for _, c := range user.Commands() {
+		c.Flags().Bool("json", false, "print JSON")
+	}
+	return user
+}
+
+func disableCommand(use, short string, disabled bool) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " NAME", Short: short, Args: cobra.ExactArgs(1),
+		RunE: withOperator(func(cmd *cobra.Command, o app.Operator, args []string) error {
+			u, err := o.SetUserDisabled(cmd.Context(), args[0], disabled)
+			if err != nil {
+				return err
+			}
+			return printUsers(cmd, u)
+		}),
+	}
+}
+
+// readKeys returns the lines of the files that are neither empty nor comments.
+func readKeys(files []string, stdin io.Reader) ([]string, error) {
+	var keys []string
+	for _, name := range files {
+		text, err := readFile(name, stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read the key: %w", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+				keys = append(keys, line)
+			}
+		}
+	}
+	return keys, nil
+}
+
+func readFile(name string, stdin io.Reader) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(stdin)
+	}
+	return os.ReadFile(name)
+}
+
+func printUsers(cmd *cobra.Command, users ...app.User) error {
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(users)
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tNAME\tROLE\tSTATE\tSINCE")
+	for _, u := range users {
+		state := "enabled"
+		if u.Disabled {
+			state = "disabled"
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", u.ID, u.Username, u.Role, state, u.CreatedAt.Format(time.DateOnly))
+	}
+	return w.Flush()
+}
+
+func tokenCommand() *cobra.Command {
+	var username string
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use: "token", Short: "Print a bearer token for the REST API", Args: cobra.NoArgs,
+		Example: `  curl -H "Authorization: Bearer $(berth token)" http://127.0.0.1:7080/compute/containers`,
+		RunE: withOperator(func(cmd *cobra.Command, o app.Operator, _ []string) error {
+			token, err := o.Token(cmd.Context(), username, ttl)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), token)
+			return err
+		}),
+	}
+	cmd.Flags().StringVar(&username, "user", "", "account the token is for (default: the first administrator)")
+	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token is valid")
+	return cmd
+}
+
+func doctorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Check that this machine can run Berth, and say what to do where it cannot", Args: cobra.NoArgs,
+		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
+			checks := app.Doctor(cmd.Context(), c)
+			failed := 0
+			for _, k := range checks {
+				if !k.OK {
+					failed++
+				}
+			}
+			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(checks); err != nil {
+					return err
+				}
+			} else {
+				for _, k := range checks {
+					mark := "ok  "
+					if !k.OK {
+						mark = "FAIL"
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s  %s: %s\n", mark, k.Name, k.Detail)
+					if !k.OK && k.Cure != "" {
+						fmt.Fprintf(cmd.OutOrStdout(), "      %s\n", k.Cure)
+					}
+				}
+			}
+			if failed > 0 {
+				return errReported
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}

@@ -1,0 +1,52 @@
+// Command berth runs all of Berth in one process, and is the operator's tool beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"berth/internal/app"
+	"berth/internal/config"
+	"berth/internal/version"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	root := &cobra.Command{
+		Use:           "berth",
+		Short:         "Small Linux machines that answer to ssh",
+		Version:       version.String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	config.Flags(root.PersistentFlags())
+	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), doctorCommand())
+	if err := root.ExecuteContext(ctx); err != nil {
+		if !errors.Is(err, errReported) {
+			fmt.Fprintln(os.Stderr, "berth:", app.Explain(err))
+		}
+		os.Exit(1)
+	}
+}
+
+// errReported is returned where the command has printed what is wrong already.
+var errReported = errors.New("reported")
+
+// withConfig runs f with the settings that the command line, the environment and the file make.
+func withConfig(f func(cmd *cobra.Command, c config.Config, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := config.Load(cmd.Flags())
+		if err != nil {
+			return err
+		}
+		return f(cmd, c, args)
+	}
+}
