@@ -112,8 +112,9 @@ func (b *builder) sets(attached []Attachment) error {
 			elems = append(elems, assignedElement(at))
 		}
 	}
-	b.subnetSet = &nftables.Set{Table: b.t, Name: setSubnetName, KeyType: nftables.TypeIPAddr, Interval: true}
-	b.blocked = &nftables.Set{Table: b.t, Name: setBlockedName, KeyType: nftables.TypeIPAddr, Interval: true}
+	// Constant: nobody empties them while the rules stand.
+	b.subnetSet = &nftables.Set{Table: b.t, Name: setSubnetName, KeyType: nftables.TypeIPAddr, Interval: true, Constant: true}
+	b.blocked = &nftables.Set{Table: b.t, Name: setBlockedName, KeyType: nftables.TypeIPAddr, Interval: true, Constant: true}
 	var ranges []nftables.SetElement
 	for _, p := range blocked {
 		ranges = append(ranges, rangeElements(p)...)
@@ -164,12 +165,12 @@ func (b *builder) chains() {
 	drop := join(counter(), verdict(expr.VerdictDrop))
 	accept := verdict(expr.VerdictAccept)
 	resolver := func(proto byte, port int) []expr.Any {
-		return join(daddrIs(b.gw), l4proto(proto), thPort(port, 53))
+		return join(addrIs(daddr, b.gw), l4proto(proto), thPort(port, 53))
 	}
 
 	b.rule(prerouting, ours, jump(from))
 	// From outside nobody speaks to the subnet: answers come to the masqueraded address.
-	b.rule(prerouting, theirs, iifNot("lo"), ipv4(), inSet(16, b.subnetSet, false), drop)
+	b.rule(prerouting, theirs, iifNot("lo"), addrIn(daddr, b.subnetSet), drop)
 
 	b.rule(from, notIPv4(), drop)
 	b.rule(from, b.source(), drop)
@@ -186,14 +187,14 @@ func (b *builder) chains() {
 		b.rule(c, accept)
 	}
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		b.rule(output, out, ipv4(), saddrIs(b.gw), l4proto(proto), thPort(srcPort, 53), notrack())
-		b.rule(input, ours, ipv4(), resolver(proto, dstPort), accept)
+		b.rule(output, out, addrIs(saddr, b.gw), l4proto(proto), thPort(srcPort, 53), notrack())
+		b.rule(input, ours, resolver(proto, dstPort), accept)
 	}
 	b.rule(input, ours, drop)
 
 	// Every address of the host, also one added later, and broadcast and multicast.
 	b.rule(egress, daddrNotUnicast(), goTo(refuse))
-	b.rule(egress, inSet(16, b.blocked, false), goTo(refuse))
+	b.rule(egress, addrIn(daddr, b.blocked), goTo(refuse))
 	b.rule(refuse, b.meter(b.refused, within(b.limits.refusals)), reject())
 	b.rule(refuse, drop)
 
@@ -208,7 +209,7 @@ func (b *builder) chains() {
 	b.rule(arrive, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
 	b.rule(arrive, drop)
 
-	b.rule(postrouting, ipv4(), inSet(12, b.subnetSet, false), notOut, []expr.Any{&expr.Masq{FullyRandom: true}})
+	b.rule(postrouting, addrIn(saddr, b.subnetSet), notOut, []expr.Any{&expr.Masq{FullyRandom: true}})
 }
 
 func assignedSet(t *nftables.Table) *nftables.Set {
@@ -244,6 +245,32 @@ func setAssigned(nm names, at Attachment, present bool) error {
 		return fmt.Errorf("%s %s in nftables table %s: %w", what, at.Addr, nm.table, err)
 	}
 	return nil
+}
+
+// fingerprint names every rule of the instance's table; empty when there is none.
+func fingerprint(nm names) (map[string]bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	seen := make(map[string]bool)
+	for _, ch := range chains {
+		if ch.Table.Name != nm.table {
+			continue
+		}
+		rules, err := c.GetRules(ch.Table, ch)
+		if err != nil {
+			return nil, fmt.Errorf("list rules of nftables table %s: %w", nm.table, err)
+		}
+		for _, r := range rules {
+			seen[fmt.Sprintf("%s/%d", ch.Name, r.Handle)] = true
+		}
+	}
+	return seen, nil
 }
 
 // assignedAddrs returns the addresses in the table by link.

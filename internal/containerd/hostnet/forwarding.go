@@ -77,12 +77,15 @@ func tryLockHost() (*hostLock, error) {
 	return nil, nil //nolint:nilnil // see above
 }
 
-func (l *hostLock) release() { _ = l.f.Close() }
-
-// removeTraces removes the lock's own file; whoever waits for it makes a new one.
-func (l *hostLock) removeTraces() {
-	_ = os.Remove(lockFile)
-	_ = os.Remove(runDir) // others may keep something there
+// release gives the lock up. The last instance's call takes the file with it; whoever waits for it makes a new one.
+func (l *hostLock) release() {
+	if left, err := berthTables(); err == nil && len(left) == 0 {
+		if _, err := os.Stat(forwardingFile); errors.Is(err, fs.ErrNotExist) {
+			_ = os.Remove(lockFile)
+			_ = os.Remove(runDir) // unless others keep something there
+		}
+	}
+	_ = l.f.Close()
 }
 
 // forwardingState is which of the host's links Berth made forward: those, and no others, it sets back.
@@ -182,7 +185,6 @@ func restoreForwarding(lock *hostLock) error {
 	if err := os.Remove(forwardingFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove forwarding state: %w", err)
 	}
-	lock.removeTraces()
 	return nil
 }
 

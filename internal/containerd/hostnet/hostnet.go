@@ -55,12 +55,16 @@ type Network struct {
 	log      *slog.Logger
 	resolver *resolver
 
+	// rules is what the table holds since it was built last. Guarded by ops.
+	rules map[string]bool
+
 	// ops lets one change of the kernel's state go on at a time: a rebuild of the table reads the links, and must not
 	// miss one that is being made.
 	ops chan struct{}
 
 	cancel context.CancelCauseFunc
-	owned  sync.WaitGroup // goroutines of ours, ended by cancel
+	stop   func()         // closes the sockets that goroutines read
+	owned  sync.WaitGroup // goroutines of ours, ended by cancel and stop
 }
 
 var errClosed = errors.New("the network is closed")
@@ -90,15 +94,49 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	if n.resolver, err = listenResolver(ctx, n.subnet, n.gateway, upstreamsOf(o), n.log); err != nil {
 		return nil, err
 	}
-	if err := n.build(lock); err != nil {
+	if err := n.run(ctx, lock); err != nil {
 		n.resolver.close()
 		if attached, aerr := listAttached(nm); aerr == nil && len(attached) == 0 {
-			err = errors.Join(err, destroyLocked(lock, nm))
+			err = errors.Join(err, destroyLocked(lock, nm, o.DataDir))
 		}
 		return nil, err
 	}
-	n.start(ctx)
+	warnings, err := Warnings(o)
+	if err != nil {
+		n.log.Warn("Other firewalls could not be read.", "err", err)
+	}
+	for _, w := range warnings {
+		n.log.Warn(w)
+	}
 	return n, nil
+}
+
+// run builds the kernel's part and starts the goroutines that Close ends. It listens for changes first, so as to miss none.
+func (n *Network) run(ctx context.Context, lock *hostLock) error {
+	tables, err := subscribe(tableChanges)
+	if err != nil {
+		return err
+	}
+	routes, err := subscribe(routeChanges)
+	if err != nil {
+		tables.close()
+		return err
+	}
+	n.stop = func() {
+		n.resolver.close()
+		tables.close()
+		routes.close()
+	}
+	if err := n.build(lock); err != nil {
+		n.stop()
+		return err
+	}
+	ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	n.owned.Go(func() { n.resolver.serve(ctx) })
+	n.owned.Go(func() { tables.read(tableChanges) })
+	n.owned.Go(func() { routes.read(routeChanges) })
+	n.owned.Go(func() { n.watch(ctx, tables, routes) })
+	return nil
 }
 
 // build installs the table and turns forwarding on.
@@ -110,19 +148,16 @@ func (n *Network) build(lock *hostLock) error {
 	if err := installTable(n.names, n.subnet, n.gateway, n.limits, attached); err != nil {
 		return err
 	}
+	if n.rules, err = fingerprint(n.names); err != nil {
+		return err
+	}
 	return enableForwarding(lock, n.names)
-}
-
-// start starts the goroutines that Close ends.
-func (n *Network) start(ctx context.Context) {
-	ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	n.owned.Go(func() { n.resolver.serve(ctx) })
 }
 
 // Close ends the forwarder. The table and the links stay for running containers; Destroy removes them.
 func (n *Network) Close() error {
 	n.cancel(errClosed)
-	n.resolver.close()
+	n.stop()
 	n.owned.Wait()
 	return nil
 }
@@ -160,7 +195,7 @@ func (n *Network) Attach(ctx context.Context, id string, addr netip.Addr, netnsP
 	defer func() { _ = unix.Close(ns) }()
 	var at Attachment
 	err = n.exclusive(ctx, func() (err error) {
-		at, err = n.attach(id, addr, ns)
+		at, err = n.attach(ctx, id, addr, ns)
 		return err
 	})
 	if err != nil {
@@ -169,7 +204,7 @@ func (n *Network) Attach(ctx context.Context, id string, addr netip.Addr, netnsP
 	return at, nil
 }
 
-func (n *Network) attach(id string, addr netip.Addr, ns int) (Attachment, error) {
+func (n *Network) attach(ctx context.Context, id string, addr netip.Addr, ns int) (Attachment, error) {
 	attached, err := listAttached(n.names)
 	if err != nil {
 		return Attachment{}, err
@@ -199,13 +234,24 @@ func (n *Network) attach(id string, addr netip.Addr, ns int) (Attachment, error)
 		}
 	}
 	// The table first: the link's first packet meets rules that know it.
-	if err := setAssigned(n.names, at, true); err != nil {
+	if err := n.assign(ctx, at); err != nil {
 		return Attachment{}, err
 	}
 	if err := connect(at, ns); err != nil {
 		return Attachment{}, errors.Join(err, n.detach(id, addr))
 	}
 	return at, nil
+}
+
+// assign puts an attachment into the table, which it repairs first if somebody has just removed it.
+func (n *Network) assign(ctx context.Context, at Attachment) error {
+	err := setAssigned(n.names, at, true)
+	if errors.Is(err, unix.ENOENT) {
+		if err = n.repairTable(ctx); err == nil {
+			err = setAssigned(n.names, at, true)
+		}
+	}
+	return err
 }
 
 // assignable says whether a container may have the address.
@@ -280,10 +326,10 @@ func Destroy(ctx context.Context, dataDir string) error {
 		return err
 	}
 	defer lock.release()
-	return destroyLocked(lock, nm)
+	return destroyLocked(lock, nm, dataDir)
 }
 
-func destroyLocked(lock *hostLock, nm names) error {
+func destroyLocked(lock *hostLock, nm names, dataDir string) error {
 	attached, err := listAttached(nm)
 	if err != nil {
 		return err
@@ -293,7 +339,7 @@ func destroyLocked(lock *hostLock, nm names) error {
 			return err
 		}
 	}
-	subnet, err := tableSubnet(nm.table)
+	subnet, err := keptSubnet(nm, dataDir)
 	if err != nil {
 		return err
 	}

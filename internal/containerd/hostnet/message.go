@@ -81,6 +81,9 @@ func answers(m, resp *dns.Msg) bool {
 func fitAnswer(q *query, resp *dns.Msg, tcp bool) *dns.Msg {
 	resp.Id, resp.Question, resp.Compress = q.id, []dns.Question{q.question}, true
 	resp.Extra = withoutOPT(resp)
+	if !q.edns && resp.Rcode > 0xf {
+		resp.Rcode = dns.RcodeServerFailure // a code that only EDNS can say
+	}
 	size := dns.MaxMsgSize
 	if !tcp {
 		size = dns.MinMsgSize

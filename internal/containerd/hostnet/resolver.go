@@ -30,6 +30,7 @@ const (
 	upstreamTimeout   = 2 * time.Second
 	queryTimeout      = 4500 * time.Millisecond // under the 5 s after which a stub resolver asks again
 	writeTimeout      = 5 * time.Second
+	acceptPause       = 50 * time.Millisecond
 )
 
 // resolver forwards the containers' DNS queries to the host's resolvers. It trusts neither side: a query is rebuilt from its
@@ -98,7 +99,11 @@ func (r *resolver) serveUDP(ctx context.Context) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil || n > maxQueryBytes || !r.subnet.Contains(from.Addr()) {
+		if err != nil {
+			pause(ctx)
+			continue
+		}
+		if n > maxQueryBytes || !r.subnet.Contains(from.Addr()) {
 			continue
 		}
 		// Over its share a query is lost, as on a busy link: the client asks again.
@@ -115,6 +120,14 @@ func (r *resolver) serveUDP(ctx context.Context) {
 	}
 }
 
+// pause keeps a failing socket from taking a processor.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(acceptPause):
+	}
+}
+
 func (r *resolver) serveTCP(ctx context.Context) {
 	for {
 		c, err := r.tcp.Accept()
@@ -122,9 +135,7 @@ func (r *resolver) serveTCP(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return
-			}
+			pause(ctx) // out of descriptors, most likely
 			continue
 		}
 		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
@@ -178,6 +189,9 @@ func (r *resolver) answer(ctx context.Context, query []byte, tcp bool) []byte {
 			break
 		}
 		resp, err := exchange(ctx, q, up, tcp)
+		if err != nil && tcp {
+			resp, err = exchange(ctx, q, up, false) // a server without TCP, as in small routers
+		}
 		if err != nil {
 			r.log.Debug("DNS server failed", "server", up, "err", err)
 			continue

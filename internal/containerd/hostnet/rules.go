@@ -11,8 +11,10 @@ import (
 
 // The words that rules are made of. Register 1 is the first of 16 bytes; 2, the next 16, continues a concatenation.
 
-// Offsets of the ports in a UDP or TCP header.
+// Offsets of the addresses in an IPv4 header, and of the ports in a UDP or TCP header.
 const (
+	saddr   = 12
+	daddr   = 16
 	srcPort = 0
 	dstPort = 2
 )
@@ -60,11 +62,11 @@ func ifname(name string) []byte {
 
 // source matches packets whose link and source address are not an assigned pair.
 func (b *builder) source() []expr.Any {
-	return []expr.Any{
+	return join(ipv4(), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Payload{DestRegister: 2, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+		&expr.Payload{DestRegister: 2, Base: expr.PayloadBaseNetworkHeader, Offset: saddr, Len: 4},
 		&expr.Lookup{SourceRegister: 1, SetName: b.assigned.Name, SetID: b.assigned.ID, Invert: true},
-	}
+	})
 }
 
 func ipv4() []expr.Any    { return nfproto(expr.CmpOpEq) }
@@ -84,22 +86,19 @@ func l4proto(p byte) []expr.Any {
 	}
 }
 
-func saddrIs(a netip.Addr) []expr.Any { return addrIs(12, a) }
-func daddrIs(a netip.Addr) []expr.Any { return addrIs(16, a) }
-
-func addrIs(offset uint32, a netip.Addr) []expr.Any {
-	return []expr.Any{
+// address loads an address of an IPv4 packet, and ends the rule for others.
+func address(offset uint32) []expr.Any {
+	return join(ipv4(), []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
-	}
+	})
 }
 
-// inSet matches the address at the offset of the IPv4 header, 12 for the source and 16 for the destination.
-func inSet(offset uint32, s *nftables.Set, invert bool) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID, Invert: invert},
-	}
+func addrIs(offset uint32, a netip.Addr) []expr.Any {
+	return join(address(offset), []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()}})
+}
+
+func addrIn(offset uint32, s *nftables.Set) []expr.Any {
+	return join(address(offset), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}})
 }
 
 func thPort(offset int, port uint16) []expr.Any {
@@ -143,10 +142,9 @@ func (b *builder) meter(s *nftables.Set, limit expr.Any) []expr.Any {
 	if !s.HasTimeout {
 		op = unix.NFT_DYNSET_OP_ADD
 	}
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+	return join(address(saddr), []expr.Any{
 		&expr.Dynset{SrcRegKey: 1, SetName: s.Name, SetID: s.ID, Operation: op, Timeout: s.Timeout, Exprs: []expr.Any{limit}},
-	}
+	})
 }
 
 // within matches up to so many packets a second, over those beyond. A burst of two seconds' worth is let through.
