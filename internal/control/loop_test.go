@@ -2,129 +2,316 @@ package control_test
 
 import (
 	"context"
-	"fmt"
-	"sync"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
 
 	"berth/internal/compute"
+	"berth/internal/control"
+	"berth/internal/store"
 )
 
-// fakeEngine is an engine in memory that records what is asked of it and fails on request.
-type fakeEngine struct {
-	mu       sync.Mutex
-	storage  map[compute.Ref]bool
-	running  map[compute.Ref]int64 // generation
-	calls    []string
-	fail     map[string]error              // by call name: the next calls fail with it until removed
-	block    map[string]chan struct{}      // by call name: calls wait for the channel to close, or their context
-	observe  func(compute.Observation)     // of the watch under way
-	preexist map[compute.Ref]compute.Phase // listed by the first watch
-	admitErr error
+const testKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJpZmZhYmlmZmFiaWZmYWJpZmZhYmlmZmFiaWZmYWJp"
+
+// rig is a Service on a real database and a faked engine, in a bubble where time is faked.
+type rig struct {
+	t     *testing.T
+	eng   *fakeEngine
+	store *store.Store
+	svc   *control.Service
+	who   compute.Principal
+	key   int64
+	stop  func()
 }
 
-func newFakeEngine() *fakeEngine {
-	return &fakeEngine{
-		storage: map[compute.Ref]bool{}, running: map[compute.Ref]int64{},
-		fail: map[string]error{}, block: map[string]chan struct{}{}, preexist: map[compute.Ref]compute.Phase{},
+// inRig runs f with the loop running.
+func inRig(t *testing.T, f func(t *testing.T, r *rig)) {
+	path := filepath.Join(t.TempDir(), "berth.db")
+	synctest.Test(t, func(t *testing.T) {
+		st, err := store.Open(t.Context(), path, store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		r := &rig{t: t, eng: newFakeEngine(), store: st}
+		limits := compute.DefaultLimits()
+		u, err := control.Users{Store: st, Limits: limits}.Add(t.Context(), "alice", compute.RoleUser, []string{testKey})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := st.Keys(t.Context(), u.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.who, r.key = compute.Principal{User: u.ID, Username: "alice", Role: compute.RoleUser}, keys[0].ID
+		r.start()
+		defer func() { r.stop() }()
+		f(t, r)
+	})
+}
+
+// start begins a control plane's life; r.stop ends it, as a graceful stop would.
+func (r *rig) start() {
+	r.svc = control.New(control.Config{
+		Store: r.store, Engine: r.eng, Limits: compute.DefaultLimits(), Types: compute.DefaultInstanceTypes(),
+	})
+	ctx, cancel := context.WithCancel(r.t.Context())
+	ended := make(chan error)
+	go func() { ended <- r.svc.Run(ctx) }()
+	r.stop = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			r.t.Error(err)
+		}
+		r.stop = func() {}
+	}
+	synctest.Wait()
+}
+
+func (r *rig) create() compute.Ref {
+	r.t.Helper()
+	v, err := r.svc.CreateContainer(r.t.Context(), r.who, compute.ContainerRequest{Name: "box", SSHKeyIDs: []int64{r.key}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if v.Status != compute.StatusPending {
+		r.t.Fatalf("created as %s", v.Status)
+	}
+	return v.Ref()
+}
+
+// settle waits until nothing happens any more without time going on.
+func (r *rig) settle() { synctest.Wait() }
+
+// wait lets faked time go by.
+func (r *rig) wait(d time.Duration) { <-time.After(d) }
+
+func (r *rig) want(ref compute.Ref, s compute.Status, message string) {
+	r.t.Helper()
+	r.settle()
+	c, err := r.store.Container(r.t.Context(), ref.Owner, ref.ID)
+	if err != nil || c.Status != s || !strings.Contains(c.StatusMessage, message) {
+		r.t.Fatalf("container is %s %q, %v; want %s %q", c.Status, c.StatusMessage, err, s, message)
 	}
 }
 
-func (e *fakeEngine) begin(ctx context.Context, call string, r compute.Ref) error {
-	e.mu.Lock()
-	e.calls = append(e.calls, fmt.Sprintf("%s %s", call, r.ID))
-	err, block := e.fail[call], e.block[call]
-	e.mu.Unlock()
-	if block != nil {
-		select {
-		case <-block:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+// statuses returns what a reader of the feed sees of the container.
+func (r *rig) statuses(ref compute.Ref) []compute.Status {
+	r.t.Helper()
+	events, err := r.store.Events(r.t.Context(), 0, 1000)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var out []compute.Status
+	for _, e := range events {
+		if e.Container == ref.ID && e.Kind == compute.EventContainerStatus {
+			out = append(out, e.Status)
 		}
 	}
-	return err
+	return out
 }
 
-func (e *fakeEngine) Admit(context.Context, compute.Spec) error { return e.admitErr }
-
-func (e *fakeEngine) Provision(ctx context.Context, s compute.Spec) error {
-	if err := e.begin(ctx, "provision", s.Ref); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.storage[s.Ref] = true
-	return nil
+func TestLifeOfAContainer(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		ref := r.create()
+		r.want(ref, compute.StatusRunning, "")
+		if got, want := r.statuses(ref), []compute.Status{compute.StatusInitializing, compute.StatusRunning}; !slices.Equal(got[len(got)-2:], want) {
+			t.Errorf("statuses were %v", got)
+		}
+		v, err := r.svc.GetContainer(t.Context(), r.who, ref.ID)
+		if err != nil || v.Usage.MemoryMB != 17 {
+			t.Errorf("usage is %+v, %v", v.Usage, err)
+		}
+		if _, err := r.svc.StopContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.want(ref, compute.StatusStopped, "")
+		if _, err := r.svc.StartContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.want(ref, compute.StatusRunning, "")
+		if err := r.svc.DeleteContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.svc.GetContainer(t.Context(), r.who, ref.ID); compute.CodeOf(err) != compute.CodeNotFound {
+			t.Errorf("a deleted container is %v", err)
+		}
+		r.settle()
+		if r.eng.stored() != 0 {
+			t.Errorf("storage is left: %v", r.eng.stored())
+		}
+		want := []string{"provision", "start", "stop", "start", "remove"}
+		if got := r.eng.asked(); !slices.Equal(got, want) {
+			t.Errorf("engine was asked to %v, want %v", got, want)
+		}
+	})
 }
 
-func (e *fakeEngine) Apply(ctx context.Context, s compute.Spec) error {
-	call := "stop"
-	if s.Running {
-		call = "start"
-	}
-	if err := e.begin(ctx, call, s.Ref); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.storage[s.Ref] {
-		return compute.Errorf(compute.CodeStorageMissing, "Its storage is missing.")
-	}
-	delete(e.running, s.Ref)
-	if s.Running {
-		e.running[s.Ref] = s.Generation
-	}
-	return nil
+func TestLatestDesiredStateWins(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		r.eng.set(func() { r.eng.block["start"] = make(chan struct{}) })
+		ref := r.create()
+		r.want(ref, compute.StatusInitializing, "")
+		if _, err := r.svc.StopContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.want(ref, compute.StatusStopped, "")
+		if err := r.svc.DeleteContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.settle()
+		if r.eng.stored() != 0 {
+			t.Error("its storage is left")
+		}
+	})
 }
 
-func (e *fakeEngine) Remove(ctx context.Context, r compute.Ref) error {
-	if err := e.begin(ctx, "remove", r); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.running, r)
-	delete(e.storage, r)
-	return nil
+func TestPassingFaultsAreRetried(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		r.eng.set(func() { r.eng.fail["start"] = errors.New("shim went away at /secret") })
+		ref := r.create()
+		r.want(ref, compute.StatusInitializing, "")
+		r.wait(10 * time.Second)
+		r.want(ref, compute.StatusFailed, "our side")
+		r.eng.set(func() { delete(r.eng.fail, "start") })
+		r.wait(2 * time.Minute)
+		r.want(ref, compute.StatusRunning, "")
+		got := r.statuses(ref)
+		if tail := got[len(got)-3:]; !slices.Equal(tail, []compute.Status{compute.StatusPending, compute.StatusInitializing, compute.StatusRunning}) {
+			t.Errorf("statuses were %v", got)
+		}
+	})
 }
 
-func (e *fakeEngine) Watch(ctx context.Context, f func(compute.Observation), synced func()) error {
-	e.mu.Lock()
-	e.observe = f
-	list := map[compute.Ref]compute.Phase{}
-	for r := range e.storage {
-		list[r] = compute.PhaseStopped
-	}
-	for r := range e.running {
-		list[r] = compute.PhaseRunning
-	}
-	e.mu.Unlock()
-	for r, p := range list {
-		f(compute.Observation{Ref: r, Phase: p})
-	}
-	synced()
-	<-ctx.Done()
-	return ctx.Err()
+func TestLastingFaultsAreToldAtOnce(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		ref := r.create()
+		r.want(ref, compute.StatusRunning, "")
+		if _, err := r.svc.StopContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.settle()
+		r.eng.set(func() { delete(r.eng.storage, ref) })
+		if _, err := r.svc.StartContainer(t.Context(), r.who, ref.ID); err != nil {
+			t.Fatal(err)
+		}
+		r.want(ref, compute.StatusFailed, "storage is missing")
+		r.wait(time.Hour)
+		for _, call := range r.eng.asked()[1:] {
+			if call == "provision" {
+				t.Error("missing storage was made anew")
+			}
+		}
+	})
 }
 
-func (e *fakeEngine) Usage(_ context.Context, r compute.Ref) (compute.Usage, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if _, ok := e.running[r]; !ok {
-		return compute.Usage{}, compute.Errorf(compute.CodeNotRunning, "It does not run.")
+func TestADeadContainerIsStartedAgain(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		ref := r.create()
+		r.want(ref, compute.StatusRunning, "")
+		r.eng.die(ref)
+		r.want(ref, compute.StatusPending, "started again")
+		r.wait(time.Second)
+		r.want(ref, compute.StatusRunning, "")
+		// One that dies at every start is tried ever more seldom.
+		for range 20 {
+			for {
+				r.settle()
+				if c, _ := r.store.Container(t.Context(), ref.Owner, ref.ID); c.Status == compute.StatusRunning {
+					break
+				}
+				r.wait(time.Second)
+			}
+			r.eng.die(ref)
+		}
+		before := len(r.eng.asked())
+		r.wait(20 * time.Second)
+		r.settle()
+		if tries := len(r.eng.asked()) - before; tries > 1 {
+			t.Errorf("%d starts in 20 s", tries)
+		}
+	})
+}
+
+// A control plane that ended at any call of the engine finishes the work in its next life.
+func TestKilledAtEveryStep(t *testing.T) {
+	for _, call := range []string{"provision", "start", "stop", "remove"} {
+		t.Run(call, func(t *testing.T) {
+			inRig(t, func(t *testing.T, r *rig) {
+				restart := func() {
+					r.stop()
+					r.eng.set(func() { delete(r.eng.block, call) })
+					r.start()
+				}
+				r.eng.set(func() { r.eng.block[call] = make(chan struct{}) })
+				ref := r.create()
+				r.settle()
+				if call == "provision" || call == "start" {
+					restart()
+				}
+				r.want(ref, compute.StatusRunning, "")
+				if _, err := r.svc.StopContainer(t.Context(), r.who, ref.ID); err != nil {
+					t.Fatal(err)
+				}
+				r.settle()
+				if call == "stop" {
+					restart()
+				}
+				r.want(ref, compute.StatusStopped, "")
+				if err := r.svc.DeleteContainer(t.Context(), r.who, ref.ID); err != nil {
+					t.Fatal(err)
+				}
+				r.settle()
+				if call == "remove" {
+					restart()
+				}
+				r.settle()
+				if left, err := r.store.Reconcilable(t.Context()); err != nil || len(left) != 0 || r.eng.stored() != 0 {
+					t.Errorf("left are %v, %v, %v", left, r.eng.stored(), err)
+				}
+			})
+		})
 	}
-	return compute.Usage{MemoryMB: 17, StorageGB: 0.5}, nil
 }
 
-// die ends a running container by itself.
-func (e *fakeEngine) die(r compute.Ref) {
-	e.mu.Lock()
-	delete(e.running, r)
-	observe := e.observe
-	e.mu.Unlock()
-	observe(compute.Observation{Ref: r, Phase: compute.PhaseStopped, Message: "Its first process ended."})
+// What died while no control plane ran is seen as such, and what the engine has beyond the database is left alone.
+func TestTakingOver(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		ref := r.create()
+		r.want(ref, compute.StatusRunning, "")
+		r.stop()
+		stranger := compute.Ref{Owner: 99, ID: "ffffffff"}
+		r.eng.set(func() {
+			delete(r.eng.running, ref)
+			r.eng.storage[stranger], r.eng.running[stranger] = true, 1
+		})
+		r.start()
+		r.want(ref, compute.StatusRunning, "")
+		got := r.statuses(ref)
+		if tail := got[len(got)-3:]; !slices.Equal(tail, []compute.Status{compute.StatusPending, compute.StatusInitializing, compute.StatusRunning}) {
+			t.Errorf("statuses were %v", got)
+		}
+		r.eng.set(func() {
+			if !r.eng.storage[stranger] || r.eng.running[stranger] == 0 {
+				t.Error("an unknown container was touched")
+			}
+		})
+	})
 }
 
-func (e *fakeEngine) set(f func()) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	f()
+func TestRefusedBeforeItIsStored(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		r.eng.admitErr = compute.Errorf(compute.CodeCapacity, "There is no room.")
+		_, err := r.svc.CreateContainer(t.Context(), r.who, compute.ContainerRequest{Name: "box", SSHKeyIDs: []int64{r.key}})
+		if compute.CodeOf(err) != compute.CodeCapacity {
+			t.Errorf("error is %v", err)
+		}
+		if list, err := r.svc.ListContainers(t.Context(), r.who); err != nil || len(list) != 0 {
+			t.Errorf("stored are %v, %v", list, err)
+		}
+	})
 }
