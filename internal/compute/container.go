@@ -93,6 +93,9 @@ const (
 	DesiredDeleted Desired = "deleted"
 )
 
+// NoSlot is the slot of a container while none is free for it.
+const NoSlot = -1
+
 // Container is a user's machine: what was asked for, and what was last observed of it.
 type Container struct {
 	ID           ContainerID
@@ -105,7 +108,7 @@ type Container struct {
 	SSHEnabled   bool
 	HTTPSEnabled bool
 	MountPaths   []string
-	Slot         int // among the owner's containers: 0, 1, 2, …
+	Slot         int // among the owner's containers: 0, 1, 2, …, or NoSlot
 	CreatedAt    time.Time
 
 	Desired    Desired

@@ -1,0 +1,117 @@
+package store
+
+import (
+	"context"
+
+	"berth/internal/compute"
+)
+
+const selectKey = `SELECT k.id, k.owner, k.name, k.public_key, k.fingerprint, k.created_at FROM ssh_keys k`
+
+const (
+	queryKeys     = selectKey + ` WHERE k.owner = ? ORDER BY k.id`
+	queryOpeners  = selectKey + ` JOIN container_keys ck ON ck.key = k.id WHERE ck.container = ? ORDER BY k.id`
+	queryKeyOpens = `SELECT c.id FROM container_keys ck JOIN containers c ON c.id = ck.container
+		WHERE ck.key = ? AND c.ordinal IS NOT NULL ORDER BY c.number`
+	insertKeyQuery = `INSERT INTO ssh_keys (owner, name, public_key, fingerprint, created_at, quota, ordinal)
+		VALUES (?1, ?2, ?3, ?4, ?5, ?6, ` + freeKeyOrdinal + `)`
+)
+
+// freeKeyOrdinal is the smallest place that is free among those of owner ?1 under limit ?6, or the limit itself, which the
+// constraint keys_within_limit refuses. It counts too, for a limit that was lowered since.
+const freeKeyOrdinal = `CASE WHEN (SELECT count(*) FROM ssh_keys WHERE owner = ?1) >= ?6 THEN ?6 ELSE (
+		WITH RECURSIVE place (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM place WHERE n < ?6)
+		SELECT min(n) FROM place WHERE n NOT IN (SELECT ordinal FROM ssh_keys WHERE owner = ?1)) END`
+
+func scanKey(row scanner) (compute.SSHKey, error) {
+	var k compute.SSHKey
+	var created int64
+	err := row.Scan(&k.ID, &k.Owner, &k.Name, &k.PublicKey, &k.Fingerprint, &created)
+	if err != nil {
+		return compute.SSHKey{}, err
+	}
+	k.CreatedAt = fromMillis(created)
+	return k, nil
+}
+
+// AddKey stores a public key with its owner. CodeConflict when the owner has it already, CodeLimit at limit.
+func (s *Store) AddKey(ctx context.Context, k compute.SSHKey, limit int) (compute.SSHKey, error) {
+	err := s.write(ctx, "add SSH key", func(t *tx) error {
+		if err := activeUser(t, k.Owner); err != nil {
+			return err
+		}
+		r, err := t.ExecContext(ctx, insertKeyQuery, k.Owner, k.Name, k.PublicKey, k.Fingerprint, t.now, limit)
+		switch {
+		case violates(err, "keys_within_limit"):
+			if has, herr := hasKey(t, k); herr != nil || has {
+				return duplicateKey(herr)
+			}
+			return &compute.Error{
+				Code: compute.CodeLimit, Cause: err,
+				Message: "You have as many SSH keys as an account may have; delete one first.",
+			}
+		case isUnique(err):
+			return duplicateKey(nil)
+		case err != nil:
+			return err
+		}
+		if k.ID, err = r.LastInsertId(); err != nil {
+			return err
+		}
+		k.CreatedAt = fromMillis(t.now)
+		return t.event(compute.Event{Kind: compute.EventKeyAdded, Owner: k.Owner, KeyID: k.ID})
+	})
+	if err != nil {
+		return compute.SSHKey{}, err
+	}
+	return k, nil
+}
+
+// hasKey says whether the owner has the key: at the limit that is the better answer.
+func hasKey(t *tx, k compute.SSHKey) (has bool, err error) {
+	err = t.QueryRowContext(t.ctx, `SELECT EXISTS (SELECT 1 FROM ssh_keys WHERE owner = ? AND fingerprint = ?)`,
+		k.Owner, k.Fingerprint).Scan(&has)
+	return has, err
+}
+
+func duplicateKey(fault error) error {
+	if fault != nil {
+		return fault
+	}
+	return &compute.Error{
+		Code: compute.CodeConflict, Field: "public_key", Message: "You have that SSH key already.",
+	}
+}
+
+// Keys returns the owner's keys, oldest first.
+func (r *Reader) Keys(ctx context.Context, owner compute.UserID) ([]compute.SSHKey, error) {
+	list, err := collect(ctx, r.db, scanKey, queryKeys, owner)
+	return list, mapError(ctx, "list SSH keys", err)
+}
+
+// DeleteKey removes a key, from the containers that it opens too.
+func (s *Store) DeleteKey(ctx context.Context, owner compute.UserID, id int64) error {
+	return s.write(ctx, "delete SSH key", func(t *tx) error {
+		opened, err := collect(ctx, t, scanContainerID, queryKeyOpens, id)
+		if err != nil {
+			return err
+		}
+		n, err := t.exec(`DELETE FROM ssh_keys WHERE id = ? AND owner = ?`, id, owner)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return compute.NotFound("SSH key")
+		}
+		events := []compute.Event{{Kind: compute.EventKeyDeleted, Owner: owner, KeyID: id}}
+		for _, c := range opened {
+			events = append(events, compute.Event{Kind: compute.EventContainerChanged, Owner: owner, Container: c})
+		}
+		return t.event(events...)
+	})
+}
+
+func scanContainerID(row scanner) (id compute.ContainerID, err error) {
+	err = row.Scan(&id)
+	return id, err
+}

@@ -1,0 +1,113 @@
+package store
+
+import (
+	"context"
+
+	"berth/internal/compute"
+)
+
+const selectUser = `SELECT u.id, u.username, u.role, u.disabled, u.created_at FROM users u`
+
+const (
+	queryUsers      = selectUser + ` ORDER BY u.id`
+	queryUser       = selectUser + ` WHERE u.id = ?`
+	queryUserByName = selectUser + ` WHERE u.username = ?`
+	queryAccounts   = selectUser + ` JOIN ssh_keys k ON k.owner = u.id WHERE k.fingerprint = ? AND u.disabled = 0 ORDER BY u.id`
+)
+
+func scanUser(row scanner) (compute.User, error) {
+	var u compute.User
+	var created int64
+	err := row.Scan(&u.ID, &u.Username, &u.Role, &u.Disabled, &created)
+	if err != nil {
+		return compute.User{}, err
+	}
+	u.CreatedAt = fromMillis(created)
+	return u, nil
+}
+
+// CreateUser makes an account. CodeConflict when the name is taken.
+func (s *Store) CreateUser(ctx context.Context, username string, role compute.Role) (u compute.User, err error) {
+	if err := compute.ValidateUsername(username); err != nil {
+		return u, err
+	}
+	if role != compute.RoleUser && role != compute.RoleAdmin {
+		return u, compute.Invalid("role", "A role is user or admin.")
+	}
+	err = s.write(ctx, "create user", func(t *tx) error {
+		r, err := t.ExecContext(ctx, `INSERT INTO users (username, role, created_at) VALUES (?, ?, ?)`, username, role, t.now)
+		if isUnique(err) {
+			return &compute.Error{
+				Code: compute.CodeConflict, Field: "username", Message: "That username is taken; choose another.", Cause: err,
+			}
+		}
+		if err != nil {
+			return err
+		}
+		id, err := r.LastInsertId()
+		if err != nil {
+			return err
+		}
+		if u, err = userByID(ctx, t, compute.UserID(id)); err != nil {
+			return err
+		}
+		return t.event(compute.Event{Kind: compute.EventUserChanged, Owner: u.ID})
+	})
+	return u, err
+}
+
+// Users returns every account, oldest first.
+func (r *Reader) Users(ctx context.Context) (list []compute.User, err error) {
+	list, err = collect(ctx, r.db, scanUser, queryUsers)
+	return list, mapError(ctx, "list users", err)
+}
+
+// User returns one account.
+func (r *Reader) User(ctx context.Context, id compute.UserID) (compute.User, error) {
+	u, err := userByID(ctx, r.db, id)
+	return u, mapError(ctx, "read user", err)
+}
+
+// UserByName returns the account of that name.
+func (r *Reader) UserByName(ctx context.Context, username string) (compute.User, error) {
+	u, err := scanUser(r.db.QueryRowContext(ctx, queryUserByName, username))
+	return u, mapError(ctx, "read user", absent(err, "user"))
+}
+
+// Accounts returns the users that are not disabled and have the key of that fingerprint.
+func (r *Reader) Accounts(ctx context.Context, fingerprint string) ([]compute.User, error) {
+	list, err := collect(ctx, r.db, scanUser, queryAccounts, fingerprint)
+	return list, mapError(ctx, "read accounts", err)
+}
+
+// SetUserDisabled shuts an account out, or lets it in again.
+func (s *Store) SetUserDisabled(ctx context.Context, id compute.UserID, disabled bool) (u compute.User, err error) {
+	err = s.write(ctx, "disable user", func(t *tx) error {
+		if u, err = userByID(ctx, t, id); err != nil || u.Disabled == disabled {
+			return err
+		}
+		u.Disabled = disabled
+		if err := t.one(`UPDATE users SET disabled = ? WHERE id = ?`, disabled, id); err != nil {
+			return err
+		}
+		return t.event(compute.Event{Kind: compute.EventUserChanged, Owner: id})
+	})
+	return u, err
+}
+
+func userByID(ctx context.Context, q querier, id compute.UserID) (compute.User, error) {
+	u, err := scanUser(q.QueryRowContext(ctx, queryUser, id))
+	return u, absent(err, "user")
+}
+
+// activeUser fails for an account that may not be given anything new.
+func activeUser(t *tx, id compute.UserID) error {
+	u, err := userByID(t.ctx, t, id)
+	if err != nil {
+		return err
+	}
+	if u.Disabled {
+		return compute.Errorf(compute.CodeForbidden, "This account is disabled; ask your operator.")
+	}
+	return nil
+}
