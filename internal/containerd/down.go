@@ -1,0 +1,183 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"berth/internal/compute"
+	"berth/internal/containerd/hostnet"
+)
+
+// downAtOnce is how many containers Down stops at the same time.
+const downAtOnce = 8
+
+// Down stops every container of an instance that is not running, each in order, and removes all that is outside of the data
+// directory: shims, mounts, loop devices, control groups, links, tables, sockets. With deleteData it also removes the
+// containers' storage, the images and the agents for good. DataDir, and what Open was given of ContainerdPath and
+// StopGrace, are all it needs of the options.
+func Down(ctx context.Context, o Options, deleteData bool) error {
+	if _, err := os.Stat(o.DataDir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	e, err := prepare(o)
+	if err != nil {
+		return err
+	}
+	stopErr := e.stopAll(ctx)
+	if stopErr != nil {
+		e.log.Warn("containers could not all be stopped in order; ending them", "err", stopErr)
+	}
+	if e.daemon != nil {
+		e.daemon.close()
+		e.daemon = nil
+	}
+	err = errors.Join(sweep(ctx, e.layout, e.log.Info), hostnet.Destroy(ctx, e.layout.data))
+	if err == nil && deleteData {
+		for _, d := range []string{"volumes", "agent", "containerd"} {
+			err = errors.Join(err, os.RemoveAll(e.layout.dir(d)))
+		}
+	}
+	return errors.Join(err, e.Close())
+}
+
+// stopAll stops what runs by way of containerd, when there is anything to stop.
+func (e *Engine) stopAll(ctx context.Context) error {
+	running, err := findProcesses(func(args []string) bool { return isShim(args, e.layout, "") })
+	if err != nil || len(running) == 0 {
+		return err
+	}
+	if err := e.serve(ctx); err != nil {
+		return err
+	}
+	refs, err := e.known(ctx)
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.SetLimit(downAtOnce)
+	for _, r := range refs {
+		g.Go(func() error {
+			u, err := e.acquire(ctx, r)
+			if err != nil {
+				return err
+			}
+			defer e.release(u)
+			return e.teardown(ctx, u, e.opt.StopGrace)
+		})
+	}
+	return g.Wait()
+}
+
+// sweep removes what an instance has outside of its data directory, whatever state it was left in, without containerd.
+func sweep(ctx context.Context, l layout, say func(string, ...any)) error {
+	signals := []signalStep{{unix.SIGTERM, daemonStop}, {unix.SIGKILL, killWait}}
+	if err := endProcesses(func(args []string) bool { return isDaemon(args, l) }, signals); err != nil {
+		return fmt.Errorf("end containerd: %w", err)
+	}
+	if err := cgroup(l.cgroup()).destroy(ctx); err != nil {
+		return err
+	}
+	isAnyShim := func(args []string) bool { return isShim(args, l, "") }
+	if err := endProcesses(isAnyShim, []signalStep{{0, 2 * time.Second}, {unix.SIGKILL, killWait}}); err != nil {
+		return fmt.Errorf("end shims: %w", err)
+	}
+	refs, err := refsOf(l)
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if err := sweepTask(ctx, l, r); err != nil {
+			return err
+		}
+	}
+	if err := unmountBelow(l.run); err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if err := errors.Join(l.place(r).remove(), waitDetached(ctx, l.dir("volumes", r.String()+".img"))); err != nil {
+			return err
+		}
+	}
+	if err := removeRun(l); err != nil {
+		return err
+	}
+	for _, d := range []string{shimSockets, filepath.Dir(shimSockets)} { // unless they are another's too
+		if err := unix.Rmdir(d); err == nil {
+			say("removed an empty directory of containerd's", "dir", d)
+		}
+	}
+	return nil
+}
+
+// refsOf lists every container of which there is a trace on disk.
+func refsOf(l layout) ([]compute.Ref, error) {
+	var refs []compute.Ref
+	for _, dir := range []string{
+		l.dir("volumes"), l.run + "/c",
+		filepath.Join(l.statePath(), "io.containerd.runtime.v2.task", l.name),
+		filepath.Join(l.runcPath(), l.name),
+		l.dir("containerd", "root", "io.containerd.runtime.v2.task", l.name),
+	} {
+		list, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, d := range list {
+			if r, err := compute.ParseRef(strings.TrimSuffix(d.Name(), ".img")); err == nil && !slices.Contains(refs, r) {
+				refs = append(refs, r)
+			}
+		}
+	}
+	return refs, nil
+}
+
+// unmountBelow ends every mount below dir, the last made first.
+func unmountBelow(dir string) error {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir + "/"))
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(infos) {
+		if err := unmount(m.Mountpoint); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeRun removes the directory in /run. A volume that is still mounted there would lose its files: so never while
+// anything is.
+func removeRun(l layout) error {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(l.run))
+	if err != nil {
+		return err
+	}
+	if len(infos) > 0 {
+		return fmt.Errorf("%s is still mounted", infos[0].Mountpoint)
+	}
+	for _, p := range []string{l.run + "/c", l.run} {
+		list, err := os.ReadDir(p)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, d := range list {
+			if err := os.RemoveAll(filepath.Join(p, d.Name())); err != nil { // the link to the data is removed as a link
+				return err
+			}
+		}
+		if err := unix.Rmdir(p); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,416 @@
+// Package containerd is the embedded engine: it runs containers on this machine with a containerd of its own, which it
+// starts as a child, and runc.
+//
+// It makes a container's storage, file system, control group and network, and is the only part of Berth that knows how
+// they look on the host. What it does not do: decide what should run (control does), keep a list of containers (what is
+// there is read from the disk and from containerd), or enter a container otherwise than by its agent's socket.
+//
+// Everything it does may be cut off at any instant. So no step needs the memory of an earlier one: teardown takes a
+// container apart from whatever state it is in, and a start that finds anything but a whole running container tears down
+// first. A container belongs to its shim, not to us: it runs on while berth or containerd is away.
+//
+// A tenant is root in a user namespace. The host follows no path, symlink or directory entry that a tenant can write.
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/dialer"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"berth/internal/compute"
+	"berth/internal/containerd/hostnet"
+)
+
+const (
+	serveTimeout = 30 * time.Second // for containerd to answer after its start
+	agentTimeout = 20 * time.Second // for the agent to accept connections after its start
+	defaultGrace = 10 * time.Second // between TERM and KILL for a container
+	closeTimeout = 30 * time.Second
+)
+
+// Options configures an Engine. DataDir, InstallationID, ImageArchive and AgentPath are required.
+type Options struct {
+	DataDir        string
+	InstallationID string
+	ImageArchive   string // base image, OCI layout or docker archive
+	AgentPath      string // agent binary for this machine
+	ContainerdPath string // default: containerd
+	AcceptEnv      []string
+
+	Subnet       netip.Prefix     // zero: a free one
+	Upstreams    []netip.AddrPort // DNS; none: the host's
+	ReserveBytes int64            // free disk space below which no storage is made
+	MemoryBytes  int64            // what all containers together may use; 0: three quarters of the machine's
+	StopGrace    time.Duration    // between TERM and KILL; default 10 s
+
+	Log      *slog.Logger
+	Progress func(stage string, done, total int64) // of the image's import, in bytes; may be nil
+}
+
+// Engine runs containers on this machine. It implements control.Engine and session.Dialer.
+type Engine struct {
+	opt     Options
+	log     *slog.Logger
+	layout  layout
+	ids     idRange
+	image   image
+	images  importer
+	agent   string // the directory's name of the current agent
+	agents  agents
+	memory  int64
+	lock    *os.File
+	daemon  *daemon
+	client  *containerd.Client
+	network *hostnet.Network
+
+	cancel context.CancelCauseFunc
+	ctx    context.Context // ends with Close
+	owned  sync.WaitGroup
+
+	mu       sync.Mutex // guards all below; never held over I/O
+	units    map[compute.Ref]*unit
+	watchers map[*watcher]struct{}
+}
+
+var errClosed = errors.New("the engine is closed")
+
+// Open starts the engine: containerd, the network, the base image. Containers that run are adopted as they are.
+func Open(ctx context.Context, o Options) (_ *Engine, err error) {
+	e, err := prepare(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.Close())
+		}
+	}()
+	if err := required(ctx, e.opt, e.log); err != nil {
+		return nil, err
+	}
+	if err := e.serve(ctx); err != nil {
+		return nil, err
+	}
+	if e.image, err = e.images.load(ctx, e.opt.ImageArchive); err != nil {
+		return nil, fmt.Errorf("import the base image: %w", err)
+	}
+	if e.agent, err = e.agents.install(e.opt.AgentPath); err != nil {
+		return nil, fmt.Errorf("install the agent: %w", err)
+	}
+	if err := cgroup(e.layout.cgroup()).bound(e.memory, allPIDs()); err != nil {
+		return nil, err
+	}
+	e.network, err = hostnet.Open(ctx, hostnet.Options{
+		DataDir: e.layout.data, Subnet: e.opt.Subnet, Upstreams: e.opt.Upstreams, Log: e.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the containers' network: %w", err)
+	}
+	if err := e.adopt(ctx); err != nil {
+		return nil, fmt.Errorf("look for containers of an earlier run: %w", err)
+	}
+	return e, nil
+}
+
+// prepare makes an Engine that has its directories and its lock, and nothing that runs.
+func prepare(o Options) (*Engine, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.ContainerdPath == "" {
+		o.ContainerdPath = "containerd"
+	}
+	if o.StopGrace == 0 {
+		o.StopGrace = defaultGrace
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("containers need root: run berth with sudo")
+	}
+	if err := os.MkdirAll(o.DataDir, 0o755); err != nil {
+		return nil, err
+	}
+	l, err := layoutOf(o.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.make(); err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		opt: o, log: o.Log, layout: l, ids: idRangeOf(o.InstallationID), agents: agents{l.dir("agent")}, memory: o.MemoryBytes,
+		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}),
+	}
+	e.images = importer{dir: l.dir("containerd", "images"), ids: e.ids, progress: func(done, total int64) {
+		if o.Progress != nil {
+			o.Progress("Importing the base image", done, total)
+		}
+	}}
+	if e.memory == 0 {
+		all, err := machineMemory()
+		if err != nil {
+			return nil, err
+		}
+		e.memory = all / 4 * 3
+	}
+	if e.lock, err = lockFile(l.dir("containerd", "lock")); err != nil {
+		return nil, err
+	}
+	e.ctx, e.cancel = context.WithCancelCause(context.Background())
+	return e, nil
+}
+
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.New("another berth runs with this data directory; stop it first, or choose another --data-dir")
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+// serve starts containerd and returns when it answers.
+func (e *Engine) serve(ctx context.Context) error {
+	var err error
+	if e.daemon, err = startDaemon(e.opt.ContainerdPath, e.layout, e.log); err != nil {
+		return err
+	}
+	e.client, err = containerd.New(e.layout.address(),
+		containerd.WithDefaultNamespace(e.layout.name),
+		containerd.WithDefaultRuntime("io.containerd.runc.v2"),
+		containerd.WithDialOpts([]grpc.DialOption{
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(dialer.ContextDialer),
+			// It comes back soon, and may be away for a moment at any call.
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 250 * time.Millisecond},
+				MinConnectTimeout: time.Second,
+			}),
+			grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
+		}))
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, serveTimeout)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		_, err := e.client.Version(ctx)
+		served <- err
+	}()
+	select {
+	case err = <-served:
+	case err = <-e.daemon.ended:
+		cancel()
+		<-served
+	}
+	if err != nil {
+		return fmt.Errorf("containerd does not start: %w; its log %s ends with: %s", err, e.daemon.logPath(), e.daemon.tail())
+	}
+	return nil
+}
+
+// Close ends containerd and what else the engine runs. Containers go on; the next Open adopts them.
+func (e *Engine) Close() error {
+	e.cancel(errClosed)
+	e.owned.Wait()
+	var errs []error
+	if e.network != nil {
+		errs = append(errs, e.network.Close())
+	}
+	if e.client != nil {
+		errs = append(errs, e.client.Close())
+	}
+	if e.daemon != nil {
+		e.daemon.close()
+	}
+	return errors.Join(append(errs, e.lock.Close())...)
+}
+
+// Admit refuses a container that cannot be made, before anything of it is stored.
+func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := checkArch(s); err != nil {
+		return err
+	}
+	if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
+		return err
+	}
+	if err := e.roomOnDisk(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.roomInMemory(s)
+}
+
+func checkArch(s compute.Spec) error {
+	if s.Arch != runtime.GOARCH {
+		return compute.Errorf(compute.CodeCapacity, "no %s node: this machine is %s; choose another instance type.", s.Arch, runtime.GOARCH)
+	}
+	return nil
+}
+
+func (e *Engine) roomOnDisk() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(e.layout.dir("volumes"), &st); err != nil {
+		return compute.Internal("measure free disk space", err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < e.opt.ReserveBytes {
+		return compute.Errorf(compute.CodeCapacity,
+			"The machine's disk has %.1f GB free and keeps %.1f GB in reserve; free some space, or lower the reserve.",
+			float64(free)/(1<<30), float64(e.opt.ReserveBytes)/(1<<30))
+	}
+	return nil
+}
+
+// roomInMemory keeps the containers that run within what all may use together: one that uses all of its own must not
+// have the kernel take another's. e.mu is held.
+func (e *Engine) roomInMemory(s compute.Spec) error {
+	taken := int64(0)
+	for r, u := range e.units {
+		if r != s.Ref {
+			taken += int64(u.memoryMB) << 20
+		}
+	}
+	if taken+int64(s.MemoryMB)<<20 > e.memory {
+		return compute.Errorf(compute.CodeCapacity,
+			"Running containers have %d MB of the %d MB of memory that this machine gives them; stop one, or ask for less.",
+			taken>>20, e.memory>>20)
+	}
+	return nil
+}
+
+// Provision makes the container's volume unless it is there.
+func (e *Engine) Provision(ctx context.Context, s compute.Spec) error {
+	u, err := e.acquire(ctx, s.Ref)
+	if err != nil {
+		return err
+	}
+	defer e.release(u)
+	v := e.volume(s.Ref)
+	if errors.Is(v.check(), errNoVolume) {
+		if err := e.roomOnDisk(); err != nil {
+			return err
+		}
+	}
+	return e.explain(ctx, s.Ref, "make the container's storage", v.create(ctx, s.StorageGB, e.steps(s.Ref)))
+}
+
+// explain gives an owner words for what may go wrong.
+func (e *Engine) explain(ctx context.Context, r compute.Ref, op string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case compute.AsError(err) != nil:
+		return err
+	case errdefs.IsUnavailable(errgrpc.ToNative(err)):
+		return &compute.Error{
+			Code: compute.CodeUnavailable, Cause: fmt.Errorf("%s: %w", op, err),
+			Message: "The container engine is starting again; this is tried again in a moment.",
+		}
+	case errors.Is(err, errNoVolume):
+		return &compute.Error{
+			Code: compute.CodeStorageMissing, Cause: fmt.Errorf("%s: %w", e.volume(r).file, err),
+			Message: "storage missing: the container's disk is gone, and is not made anew; ask your operator to restore it.",
+		}
+	case errors.Is(err, errForeignVolume):
+		return &compute.Error{
+			Code: compute.CodeConflict, Cause: fmt.Errorf("%s: %w", e.volume(r).file, err),
+			Message: "The storage under this container's name is another installation's; it is left alone until your operator looks at it.",
+		}
+	case errors.Is(err, unix.ENOSPC):
+		return &compute.Error{Code: compute.CodeCapacity, Cause: err, Message: "The machine's disk is full."}
+	}
+	return compute.Internal(op, err)
+}
+
+// Usage measures a running container.
+func (e *Engine) Usage(ctx context.Context, r compute.Ref) (compute.Usage, error) {
+	if ctx.Err() != nil {
+		return compute.Usage{}, context.Cause(ctx)
+	}
+	if !e.running(r) {
+		return compute.Usage{}, notRunning()
+	}
+	memory, err := e.cgroupOf(r).memory()
+	if err != nil {
+		return compute.Usage{}, gone("measure memory", err)
+	}
+	bytes, err := e.volume(r).used()
+	if err != nil {
+		return compute.Usage{}, gone("measure storage", err)
+	}
+	return compute.Usage{MemoryMB: int(memory >> 20), StorageGB: float64(bytes) / (1 << 30)}, nil
+}
+
+func notRunning() *compute.Error {
+	return compute.Errorf(compute.CodeNotRunning, "The container is not running.")
+}
+
+// gone tells a container that ended meanwhile from a fault.
+func gone(op string, err error) error {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return notRunning()
+	}
+	return compute.Internal(op, err)
+}
+
+func (e *Engine) volume(r compute.Ref) volume { return volumeOf(e.layout, e.opt.InstallationID, r) }
+
+func (e *Engine) cgroupOf(r compute.Ref) cgroup {
+	return cgroup(e.layout.cgroup() + "/" + r.String())
+}
+
+func (e *Engine) tree(r compute.Ref) tree {
+	return tree{
+		place: e.layout.place(r), volume: e.volume(r), image: e.image, ids: e.ids,
+		link: e.layout.link("containerd", "images", e.image.id, "rootfs"),
+	}
+}
+
+// stored lists the containers that have a volume.
+func (e *Engine) stored() ([]compute.Ref, error) {
+	list, err := os.ReadDir(e.layout.dir("volumes"))
+	if err != nil {
+		return nil, err
+	}
+	var refs []compute.Ref
+	for _, d := range list {
+		if name, ok := strings.CutSuffix(d.Name(), ".img"); ok {
+			if r, err := compute.ParseRef(name); err == nil {
+				refs = append(refs, r)
+				continue
+			}
+		}
+		if !strings.HasSuffix(d.Name(), unfinished) {
+			e.log.Warn("unknown file among the volumes; left alone", "file", e.layout.dir("volumes", d.Name()))
+		}
+	}
+	return refs, nil
+}

@@ -1,0 +1,131 @@
+package containerd
+
+import (
+	"context"
+
+	"berth/internal/compute"
+)
+
+// unit is what the engine remembers of one container. Losing it costs nothing: the next run reads it from containerd.
+type unit struct {
+	ref   compute.Ref
+	slot  chan struct{} // full while a call changes the container
+	users int           // calls that hold or await the slot; Engine.mu guards this and all below
+
+	busy       bool
+	pid        uint32 // of its first process, which is meant to run; 0: none is
+	memoryMB   int    // what it has of the memory for all
+	generation int64
+	died       bool   // it ended by itself during a call
+	oom        bool   // the kernel ended something of it for want of memory
+	message    string // why it ended
+}
+
+// acquire makes the caller the only one that changes the container. Control sees to that too; here it also orders the
+// observations behind the calls.
+func (e *Engine) acquire(ctx context.Context, r compute.Ref) (*unit, error) {
+	e.mu.Lock()
+	u := e.units[r]
+	if u == nil {
+		u = &unit{ref: r, slot: make(chan struct{}, 1)}
+		e.units[r] = u
+	}
+	u.users++
+	e.mu.Unlock()
+	var err error
+	select {
+	case u.slot <- struct{}{}:
+		if e.ctx.Err() == nil && ctx.Err() == nil {
+			e.mu.Lock()
+			u.busy = true
+			e.mu.Unlock()
+			return u, nil
+		}
+		<-u.slot
+		err = context.Cause(ctx)
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-e.ctx.Done():
+	}
+	if err == nil {
+		err = &compute.Error{Code: compute.CodeUnavailable, Message: "Berth is shutting down.", Cause: context.Cause(e.ctx)}
+	}
+	e.mu.Lock()
+	e.leave(u)
+	e.mu.Unlock()
+	return nil, err
+}
+
+// release ends a call and tells of a death that came after its last look.
+func (e *Engine) release(u *unit) {
+	e.mu.Lock()
+	u.busy = false
+	if u.died {
+		u.died = false
+		e.notify(u.ref)
+	}
+	e.leave(u)
+	e.mu.Unlock()
+	<-u.slot
+}
+
+// leave forgets a unit that nobody needs. e.mu is held.
+func (e *Engine) leave(u *unit) {
+	u.users--
+	if u.users == 0 && u.pid == 0 && u.message == "" {
+		delete(e.units, u.ref)
+	}
+}
+
+// expect says that the container's first process is pid and should run on.
+func (e *Engine) expect(u *unit, pid uint32, s compute.Spec) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u.pid, u.memoryMB, u.generation = pid, s.MemoryMB, s.Generation
+	u.died, u.oom, u.message = false, false, ""
+}
+
+// expectNone says that the container's processes may end: they are told to.
+func (e *Engine) expectNone(u *unit) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u.pid, u.memoryMB, u.generation = 0, 0, 0
+	u.died, u.oom, u.message = false, false, ""
+}
+
+// reserve takes the container's share of the memory for all, or says that there is none.
+func (e *Engine) reserve(u *unit, s compute.Spec) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.roomInMemory(s); err != nil {
+		return err
+	}
+	u.memoryMB = s.MemoryMB
+	return nil
+}
+
+func (e *Engine) running(r compute.Ref) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u := e.units[r]
+	return u != nil && u.pid != 0
+}
+
+// exited takes note of a first process that ended, and tells of it when nobody asked for that.
+func (e *Engine) exited(r compute.Ref, pid uint32, message string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u := e.units[r]
+	if u == nil || u.pid == 0 || u.pid != pid {
+		return
+	}
+	u.pid, u.memoryMB, u.message = 0, 0, message
+	if u.oom {
+		u.message = "It ran out of memory."
+	}
+	if u.busy {
+		u.died = true
+	} else {
+		e.notify(r)
+	}
+}
