@@ -1,0 +1,208 @@
+// Package httpapi is the REST surface: the contract's routes, its JSON and its statuses, on fiber.
+//
+// It reads requests strictly, asks the control plane, and writes what comes back; limits and rules about containers and keys
+// are not its own. It refuses what it cannot read in full, and answers each refusal as application/problem+json (RFC 9457)
+// by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
+//
+// Nothing here may keep what fiber or fasthttp hand out: they use it again once the handler returns.
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+
+	"berth/internal/auth"
+	"berth/internal/compute"
+	"berth/internal/control"
+)
+
+// Service is the control plane's use cases, as this edge needs them. An id that is absent and one of somebody else's are the
+// same CodeNotFound. Errors that clients may read are *compute.Error.
+type Service interface {
+	ListContainers(ctx context.Context, p compute.Principal) ([]control.ContainerView, error)
+	CreateContainer(ctx context.Context, p compute.Principal, r compute.ContainerRequest) (control.ContainerView, error)
+	GetContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
+	StartContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
+	StopContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
+	DeleteContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) error
+	SSHEnabled(ctx context.Context, p compute.Principal, id compute.ContainerID) (bool, error)
+	SetSSHEnabled(ctx context.Context, p compute.Principal, id compute.ContainerID, on bool) (bool, error)
+	ListKeys(ctx context.Context, p compute.Principal) ([]compute.SSHKey, error)
+	AddKey(ctx context.Context, p compute.Principal, name, publicKey string) (compute.SSHKey, error)
+	DeleteKey(ctx context.Context, p compute.Principal, id int64) error
+}
+
+// Verifier says what a bearer token proves; CodeUnauthenticated when it proves nothing.
+type Verifier interface {
+	Verify(ctx context.Context, token string) (auth.Grant, error)
+}
+
+// Config is what a Server is made of. Service, Verifier and Zone are required; zero elsewhere takes the default.
+type Config struct {
+	Service  Service
+	Verifier Verifier
+	Zone     string
+	Log      *slog.Logger
+
+	MaxConns       int           // open connections; one more is told 503 and closed
+	ReadTimeout    time.Duration // for one request, headers and body
+	RequestTimeout time.Duration // for one answer
+	WriteTimeout   time.Duration // for sending it
+	IdleTimeout    time.Duration // between two requests of a connection
+}
+
+// The defaults, and the bounds that are not for configuring: no request of the contract comes near them.
+const (
+	defaultMaxConns       = 1024
+	defaultReadTimeout    = 10 * time.Second
+	defaultRequestTimeout = 30 * time.Second
+	defaultWriteTimeout   = 30 * time.Second
+	defaultIdleTimeout    = 2 * time.Minute
+
+	maxBody   = 64 << 10
+	maxHeader = 16 << 10 // the request line too
+)
+
+// Server serves the API. Its methods may be called concurrently.
+type Server struct {
+	service  Service
+	verifier Verifier
+	zone     string
+	log      *slog.Logger
+	timeout  time.Duration
+
+	app   *fiber.App
+	next  fasthttp.RequestHandler // fiber's
+	conns *connSet
+
+	// base is the parent of every request's context; it ends when Shutdown's patience does.
+	base context.Context
+	end  context.CancelCauseFunc
+
+	mu       sync.Mutex
+	ended    bool           // guarded by mu: no request begins any more
+	inflight sync.WaitGroup // requests being answered; Add under mu
+}
+
+// New returns a Server. It does no I/O.
+func New(c Config) *Server {
+	s := &Server{
+		service: c.Service, verifier: c.Verifier, zone: c.Zone, log: c.Log,
+		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.conns = newConnSet(cmp.Or(c.MaxConns, defaultMaxConns), s.log)
+	s.base, s.end = context.WithCancelCause(context.Background())
+	s.app = fiber.New(fiber.Config{
+		CaseSensitive: true, StrictRouting: true, Immutable: true,
+		BodyLimit: maxBody, ReadBufferSize: maxHeader, DisablePreParseMultipartForm: true,
+		ReadTimeout: cmp.Or(c.ReadTimeout, defaultReadTimeout), WriteTimeout: cmp.Or(c.WriteTimeout, defaultWriteTimeout),
+		IdleTimeout: cmp.Or(c.IdleTimeout, defaultIdleTimeout),
+		// The cap is connSet's. This one counts workers, which end a little later than their connections, and answers in text.
+		Concurrency:           2 * s.conns.limit,
+		DisableStartupMessage: true,
+		ErrorHandler:          func(c *fiber.Ctx, err error) error { s.fail(c.Context(), err); return nil },
+	})
+	s.routes()
+	s.next = s.app.Handler()
+	srv := s.app.Server()
+	srv.Handler = s.serve
+	srv.ErrorHandler = s.unreadable
+	srv.SecureErrorLogMessage = true // its errors quote the request otherwise, and so the token
+	srv.CloseOnShutdown = true
+	srv.MaxIdleWorkerDuration = time.Second // its cleaner sleeps for that long before it sees that the server ended
+	return s
+}
+
+// routes lists the API. Everything but healthz is behind a token that has the scope.
+func (s *Server) routes() {
+	s.app.Get("/healthz", func(c *fiber.Ctx) error { return c.SendString("ok") })
+
+	s.handle(fiber.MethodGet, "/compute/containers", auth.ScopeContainersRead, s.listContainers)
+	s.handle(fiber.MethodPost, "/compute/containers", auth.ScopeContainersWrite, s.createContainer)
+	s.handle(fiber.MethodGet, "/compute/containers/:id", auth.ScopeContainersRead, s.getContainer)
+	s.handle(fiber.MethodDelete, "/compute/containers/:id", auth.ScopeContainersWrite, s.deleteContainer)
+	s.handle(fiber.MethodPost, "/compute/containers/:id/start", auth.ScopeContainersWrite, s.startContainer)
+	s.handle(fiber.MethodPost, "/compute/containers/:id/stop", auth.ScopeContainersWrite, s.stopContainer)
+	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh", auth.ScopeContainersRead, s.getSSH)
+	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh", auth.ScopeContainersWrite, s.putSSH)
+
+	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
+	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)
+	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
+}
+
+// answer is what a handler returns: a status and what goes into the body as JSON.
+type answer struct {
+	status int
+	body   any
+}
+
+// handle registers f for principals whose token has scope.
+func (s *Server) handle(
+	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, compute.Principal) (answer, error),
+) {
+	s.app.Add(method, path, func(c *fiber.Ctx) error {
+		ctx := requestOf(c.Context()).ctx
+		p, err := s.authenticate(ctx, c, scope)
+		if err != nil {
+			return err
+		}
+		a, err := f(ctx, c, p)
+		if err != nil {
+			return err
+		}
+		return writeJSON(c.Context(), a.status, "application/json", a.body)
+	})
+	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
+		s.handle(fiber.MethodHead, path, scope, f)
+	}
+}
+
+// Serve answers on ln, which it closes, until Shutdown or until ln fails. It returns nil after Shutdown.
+func (s *Server) Serve(ln net.Listener) error {
+	l, ok := s.conns.listen(ln)
+	if !ok {
+		return ln.Close()
+	}
+	return s.app.Listener(l)
+}
+
+// errStopping is why requests end that are under way when Shutdown's patience does.
+var errStopping = errors.New("the server is stopping")
+
+// Shutdown stops accepting, ends idle connections at once and waits for the requests under way. When ctx ends first, they are
+// cancelled, every connection is closed, and the error is ctx's. When it returns, nothing of the server is running.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.conns.stop()
+	err := s.app.ShutdownWithContext(ctx)
+	s.end(errStopping)
+	s.conns.abort()
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.inflight.Wait()
+	s.conns.wait()
+	return err
+}
+
+// begin counts a request in; false when none may begin any more.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.inflight.Add(1)
+	return true
+}

@@ -1,0 +1,138 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+
+	"berth/internal/compute"
+)
+
+// request is what is known of one request beside fiber's own view of it.
+type request struct {
+	ctx   context.Context
+	id    string
+	began time.Time
+
+	// For the log. The token itself is nowhere here.
+	user     compute.UserID
+	tokenID  string
+	badToken bool // a token was there, and refused
+	err      error
+}
+
+type requestKey struct{}
+
+func requestOf(fctx *fasthttp.RequestCtx) *request { return fctx.UserValue(requestKey{}).(*request) }
+
+// requestID is what is taken over from a client or a proxy before us, so that one id runs through all logs.
+var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+func newRequest(ctx context.Context, fctx *fasthttp.RequestCtx) *request {
+	r := &request{ctx: ctx, began: time.Now(), id: string(fctx.Request.Header.Peek("X-Request-Id"))}
+	if !requestID.MatchString(r.id) {
+		r.id = rand.Text()
+	}
+	fctx.SetUserValue(requestKey{}, r)
+	return r
+}
+
+// serve is around fiber: what holds for every request holds here, also for paths and methods that no route has.
+func (s *Server) serve(fctx *fasthttp.RequestCtx) {
+	if !s.begin() {
+		r := newRequest(s.base, fctx)
+		fctx.SetConnectionClose()
+		s.fail(fctx, errStopped)
+		s.finish(fctx, r)
+		return
+	}
+	defer s.inflight.Done()
+	ctx, cancel := context.WithTimeout(s.base, s.timeout)
+	defer cancel()
+	r := newRequest(ctx, fctx)
+	s.route(fctx, r)
+	s.finish(fctx, r)
+}
+
+func (s *Server) route(fctx *fasthttp.RequestCtx, r *request) {
+	defer func() {
+		if v := recover(); v != nil {
+			fctx.Response.Reset()
+			s.fail(fctx, compute.Internal("panic", fmt.Errorf("%v\n%s", v, debug.Stack())))
+		}
+	}()
+	switch {
+	case !slices.Contains(fiber.DefaultMethods, string(fctx.Method())):
+		s.fail(fctx, errUnknown)
+	case ambiguous(&fctx.Request.Header):
+		fctx.SetConnectionClose()
+		s.fail(fctx, errLength)
+	default:
+		s.next(fctx)
+	}
+}
+
+// ambiguous says whether the request has two lengths: a proxy before us may have believed the other one (RFC 9112, section 6.1).
+func ambiguous(h *fasthttp.RequestHeader) bool {
+	if h.ContentLength() != -1 { // not chunked
+		return false
+	}
+	for line := range bytes.Lines(h.RawHeaders()) {
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		if bytes.EqualFold(bytes.TrimSpace(name), []byte("Content-Length")) {
+			return true
+		}
+	}
+	return false
+}
+
+// finish sets the headers that every answer has, and writes the log's line.
+func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
+	h := &fctx.Response.Header
+	h.Set("X-Request-Id", r.id)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+
+	status, path := fctx.Response.StatusCode(), string(fctx.URI().PathOriginal()) // never the query, which may hold a token
+	level := slog.LevelInfo
+	switch {
+	case status == http.StatusInternalServerError:
+		level = slog.LevelError
+	case status > http.StatusInternalServerError:
+		level = slog.LevelWarn
+	case path == "/healthz", r.user == 0:
+		level = slog.LevelDebug // probes, and what anybody may send as often as they like
+	}
+	if !s.log.Enabled(r.ctx, level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("id", r.id), slog.String("method", clip(string(fctx.Method()), 16)), slog.String("path", clip(path, 128)),
+		slog.Int("status", status), slog.Duration("took", time.Since(r.began)), slog.String("remote", fctx.RemoteAddr().String()),
+	}
+	if r.user != 0 {
+		attrs = append(attrs, slog.Int64("user", int64(r.user)), slog.String("token", r.tokenID))
+	}
+	if r.err != nil {
+		attrs = append(attrs, slog.Any("err", r.err))
+	}
+	s.log.LogAttrs(r.ctx, level, "request", attrs...)
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n] + "…"
+	}
+	return s
+}
