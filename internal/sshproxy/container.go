@@ -1,0 +1,260 @@
+package sshproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"berth/internal/compute"
+	"berth/internal/route"
+	"berth/internal/session"
+)
+
+var errLost = compute.Errorf(compute.CodeUnavailable, "The connection to the container was lost; did it stop or restart?")
+
+// attachmentSlot is a client's presence in its container, made for the first of its channels and shared by all.
+type attachmentSlot struct {
+	token chan struct{} // taken while it is looked at or made, so that it is made once
+	att   *session.Attachment
+}
+
+func (a *attachmentSlot) close() {
+	a.token <- struct{}{}
+	defer func() { <-a.token }()
+	if a.att != nil {
+		_ = a.att.Close()
+		a.att = nil
+	}
+}
+
+// warm begins to connect to a container while the client still waits for the answer to its login.
+func (c *conn) warm(id compute.ContainerID, key string) {
+	c.work(func() {
+		ctx, cancel := context.WithTimeout(c.ctx, c.g.o.Limits.OpenTimeout)
+		defer cancel()
+		if t, err := c.g.target(ctx, id, key); err == nil && entry(t.Container) == nil {
+			c.g.o.Sessions.Warm(t.Container.Ref())
+		}
+	})
+}
+
+// attach returns the client's attachment, and makes it anew if the container was restarted meanwhile.
+func (c *conn) attach(ctx context.Context, ref compute.Ref, user string) (*session.Attachment, error) {
+	select {
+	case c.agent.token <- struct{}{}:
+		defer func() { <-c.agent.token }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if a := c.agent.att; a != nil {
+		select {
+		case <-a.Done():
+			_ = a.Close()
+			c.agent.att = nil
+		default:
+			return a, nil
+		}
+	}
+	a, err := c.g.o.Sessions.Attach(ctx, ref, session.Client{
+		User: user, Remote: c.nc.RemoteAddr().String(), Local: c.nc.LocalAddr().String(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.agent.att = a
+	return a, nil
+}
+
+// serveContainer connects the session to one in the container.
+func (s *sessionChannel) serveContainer(id identity, login route.Login) {
+	agent, err := s.open(id, login)
+	if err != nil {
+		if s.ctx.Err() != nil {
+			err = context.Cause(s.ctx)
+		}
+		s.refuse(err)
+		return
+	}
+	s.relay(agent)
+}
+
+// open authorizes the session anew and opens it in the container.
+func (s *sessionChannel) open(id identity, login route.Login) (session.Channel, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.g.o.Limits.OpenTimeout)
+	defer cancel()
+	t, err := s.g.authorize(ctx, login.Container, id.key)
+	if err != nil {
+		return nil, err
+	}
+	att, err := s.c.attach(ctx, t.Container.Ref(), login.User)
+	if err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
+	}
+	ch, err := att.Open(ctx, "session", nil)
+	if err != nil {
+		return nil, fmt.Errorf("open: %w", err)
+	}
+	return ch, nil
+}
+
+// relay copies between the client and the container until both are done. Whoever ends first, the other one learns of it
+// by the same message; the exit status waits until all output is out.
+func (s *sessionChannel) relay(agent session.Channel) {
+	defer agent.Close()
+	var pumps sync.WaitGroup
+	output := make(chan struct{}) // closed when all output is with the client
+	pumps.Go(func() { _ = copyStream(stdoutWriter{s.ch}, agent) })
+	pumps.Go(func() { _ = copyStream(stderrWriter{s}, agent.Stderr()) })
+	s.c.wg.Go(func() {
+		pumps.Wait()
+		close(output)
+	})
+	s.c.wg.Go(func() {
+		if err := copyStream(agent, s.ch); err == nil {
+			_ = agent.CloseWrite()
+			return
+		}
+		// Nobody reads the input any more: the client must not hang on it.
+		_, _ = io.Copy(io.Discard, s.ch)
+	})
+	s.c.wg.Go(func() { s.forwardRequests(agent) })
+
+	r := relayEnd{s: s}
+	reqs := agent.Requests()
+	for reqs != nil || output != nil {
+		select {
+		case req, ok := <-reqs:
+			if !ok {
+				reqs = nil
+				continue
+			}
+			r.request(req)
+		case <-output:
+			output = nil
+			// The agent sends the status before the end of its output: if it came, it is in the queue by now.
+			for more := true; more && reqs != nil; {
+				select {
+				case req, ok := <-reqs:
+					if !ok {
+						reqs = nil
+						continue
+					}
+					r.request(req)
+				default:
+					more = false
+				}
+			}
+			r.drained()
+		case <-s.ctx.Done():
+			s.stop()
+			return
+		}
+	}
+	if !r.told {
+		s.say(reason(errLost))
+		s.sendStatus(exitOurs)
+	}
+}
+
+// relayEnd holds back what ends a session until its output is out.
+type relayEnd struct {
+	s    *sessionChannel
+	out  bool             // the output is out
+	exit *session.Request // held back
+	told bool             // the client knows how it ended
+}
+
+// request handles one from the container: only those that end a session are for the client.
+func (r *relayEnd) request(req *session.Request) {
+	if validExit(req) && r.exit == nil && !r.told {
+		r.exit = req
+		_ = req.Reply(true, nil)
+		if r.out {
+			r.tell()
+		}
+		return
+	}
+	_ = req.Reply(false, nil)
+}
+
+// drained is called when all output is with the client: what follows is how it ended, and EOF. A process that closes its
+// output and runs on gives EOF first.
+func (r *relayEnd) drained() {
+	r.out = true
+	r.tell()
+	r.s.sendEOF()
+}
+
+func (r *relayEnd) tell() {
+	if r.exit != nil {
+		_, _ = r.s.ch.SendRequest(r.exit.Name, false, r.exit.Payload)
+		r.exit, r.told = nil, true
+	}
+}
+
+// validExit accepts the requests of RFC 4254, section 6.10, well formed.
+func validExit(r *session.Request) bool {
+	const maxExit = 4096
+	switch {
+	case len(r.Payload) > maxExit:
+		return false
+	case r.Name == "exit-status":
+		return len(r.Payload) == 4
+	case r.Name == "exit-signal":
+		var m struct {
+			Signal     string
+			CoreDumped bool
+			Message    string
+			Language   string
+		}
+		return gossh.Unmarshal(r.Payload, &m) == nil
+	}
+	return false
+}
+
+// forwardRequests hands the client's requests to the container, in order, and answers those that never go there.
+func (s *sessionChannel) forwardRequests(agent session.Channel) {
+	for {
+		r := s.queue.next(agent.Done())
+		if r == nil {
+			return
+		}
+		switch r.Type {
+		case "pty-req", "env", "shell", "exec", "subsystem", "window-change", "signal", "break":
+			if r.Type == "pty-req" {
+				s.pty.Store(true)
+			}
+			if err := s.forward(agent, r); err != nil {
+				s.cancel(err)
+				return
+			}
+		case "auth-agent-req@openssh.com":
+			s.c.note("agent forwarding (-A) is not offered yet")
+			_ = r.Reply(false, nil)
+		case "x11-req":
+			s.c.note("X11 forwarding (-X) is not offered yet")
+			_ = r.Reply(false, nil)
+		default:
+			_ = r.Reply(false, nil)
+		}
+	}
+}
+
+func (s *sessionChannel) forward(agent session.Channel, r *gossh.Request) error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.g.o.Limits.RequestTimeout)
+	defer cancel()
+	ok, err := agent.Request(ctx, r.Type, r.WantReply, r.Payload)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	// Any other error is the end of the channel, of which relay hears.
+	_ = r.Reply(ok && err == nil, nil)
+	return nil
+}
+
+// stdoutWriter hides everything of a channel but Write.
+type stdoutWriter struct{ io.Writer }

@@ -1,0 +1,152 @@
+package sshproxy
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kexInitWait is how long the gateway waits for a client's KEXINIT before it sends its own without having seen it. On a
+// near network it comes within that time and tells exactly which ciphers the client has; a far client loses no round trip.
+const kexInitWait = 2 * time.Millisecond
+
+var errNotSSH = errors.New("the client does not speak SSH 2")
+
+// wire is the byte stream under one SSH connection: a client's socket, or a channel of a jump. It exchanges the
+// identification strings itself, before x/crypto does, to know the client before the algorithms are chosen.
+type wire struct {
+	net.Conn
+	quick quickAck
+
+	ident  string // the client's identification string
+	ahead  []byte // what was read of the client and not yet handed on
+	sent   []byte // our identification line, which x/crypto will want to send again
+	offers struct{ gcm, known bool }
+
+	// onWrite, once set, is called after the next write that succeeds.
+	onWrite atomic.Pointer[func()]
+}
+
+// openWire exchanges identification strings on nc. It blocks until the client's is there: close nc to end it.
+func openWire(nc net.Conn, version string) (*wire, error) {
+	w := &wire{Conn: nc, sent: []byte("SSH-2.0-" + version + "\r\n")}
+	tcp, isTCP := nc.(*net.TCPConn)
+	if isTCP {
+		w.quick.init(tcp)
+	}
+	w.quick.arm()
+	if _, err := nc.Write(w.sent); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 0, 4096)
+	for {
+		line, complete, bad := identification(buf)
+		if bad {
+			return nil, errNotSSH
+		}
+		if complete {
+			w.ident = line
+			break
+		}
+		n, err := nc.Read(buf[len(buf):cap(buf)])
+		if err != nil {
+			return nil, err
+		}
+		buf = buf[:len(buf)+n]
+		w.quick.arm()
+	}
+	w.ahead = buf
+	if isTCP {
+		return w, w.peekKexInit(tcp)
+	}
+	return w, nil
+}
+
+// peekKexInit looks at the client's KEXINIT if it comes soon. What it read stays to be read.
+func (w *wire) peekKexInit(tcp *net.TCPConn) error {
+	if err := tcp.SetReadDeadline(time.Now().Add(kexInitWait)); err != nil {
+		return err
+	}
+	start := bytes.IndexByte(w.ahead, '\n') + 1
+	for {
+		w.offers.gcm, w.offers.known = offersGCM(w.ahead[start:])
+		if w.offers.known || len(w.ahead) == cap(w.ahead) {
+			break
+		}
+		n, err := tcp.Read(w.ahead[len(w.ahead):cap(w.ahead)])
+		w.ahead = w.ahead[:len(w.ahead)+n]
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		w.quick.arm()
+	}
+	return tcp.SetReadDeadline(time.Time{})
+}
+
+// Read reads what was looked at ahead, then from the connection.
+func (w *wire) Read(p []byte) (int, error) {
+	if len(w.ahead) > 0 {
+		n := copy(p, w.ahead)
+		if w.ahead = w.ahead[n:]; len(w.ahead) == 0 {
+			w.ahead = nil
+		}
+		return n, nil
+	}
+	n, err := w.Conn.Read(p)
+	w.quick.arm()
+	return n, err
+}
+
+// Write writes to the connection, but for the identification string, which is there already.
+func (w *wire) Write(p []byte) (int, error) {
+	if w.sent != nil {
+		if !bytes.Equal(p, w.sent) {
+			return 0, errors.New("the first line to the client is not the one that was sent")
+		}
+		w.sent = nil
+		return len(p), nil
+	}
+	n, err := w.Conn.Write(p)
+	if err == nil {
+		if f := w.onWrite.Load(); f != nil && w.onWrite.CompareAndSwap(f, nil) {
+			(*f)()
+		}
+	}
+	return n, err
+}
+
+// SetDeadline does nothing: charmbracelet/ssh calls it before every read and write to take away deadlines that it was not
+// asked for. What must end in time here is ended by closing the connection.
+func (w *wire) SetDeadline(time.Time) error { return nil }
+
+// quickAck asks the kernel to acknowledge what a client sends at once. A stock client runs its handshake with Nagle's
+// algorithm on: each delayed acknowledgement makes it wait for 40 ms. The kernel forgets the wish, so it is told again after
+// every read (tcp(7), TCP_QUICKACK).
+type quickAck struct {
+	raw syscall.RawConn // nil where there is no TCP
+	set func(fd uintptr)
+}
+
+func (q *quickAck) init(c *net.TCPConn) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	q.raw = raw
+	q.set = func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) }
+}
+
+func (q *quickAck) arm() {
+	if q.raw != nil {
+		_ = q.raw.Control(q.set) // a connection that is gone tells at the next read
+	}
+}
