@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -78,8 +79,8 @@ func checkAddresses(ctx context.Context, nm names, o Options) error {
 	return nil
 }
 
-// Warnings lists what would keep containers from the network although Open succeeds: chains of other firewalls that drop by
-// default, which Berth's table cannot overrule and leaves alone. Each is one line with the cure.
+// Warnings lists what would keep containers from the network although Open succeeds: other firewalls that drop by default,
+// which Berth's table cannot overrule and leaves alone. Each is one line with the cure.
 func Warnings(o Options) ([]string, error) {
 	nm, err := namesOf(o.DataDir)
 	if err != nil {
@@ -95,21 +96,60 @@ func Warnings(o Options) ([]string, error) {
 	}
 	var warnings []string
 	for _, ch := range chains {
-		f := ch.Table.Family
-		if ch.Hooknum == nil || strings.HasPrefix(ch.Table.Name, tablePrefix) ||
-			f != nftables.TableFamilyIPv4 && f != nftables.TableFamilyINet {
+		family, ok := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}[ch.Table.Family]
+		if !ok || ch.Hooknum == nil || strings.HasPrefix(ch.Table.Name, tablePrefix) {
 			continue
 		}
-		drops := ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
-		where := fmt.Sprintf("chain %s of nftables table %s", ch.Name, ch.Table.Name)
-		switch {
-		case drops && *ch.Hooknum == *nftables.ChainHookForward:
-			warnings = append(warnings, fmt.Sprintf("%s drops what it does not know, so containers may not reach the Internet; "+
-				"accept there what comes from and goes to the interfaces %s*", where, nm.links))
-		case drops && *ch.Hooknum == *nftables.ChainHookInput:
-			warnings = append(warnings, fmt.Sprintf("%s drops what it does not know, so names may not resolve in containers; "+
-				"accept there UDP and TCP port 53 from the interfaces %s*", where, nm.links))
+		// firewalld accepts by default, and rejects in its last rule.
+		drops := ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop || ch.Table.Name == "firewalld"
+		harm := ""
+		switch *ch.Hooknum {
+		case *nftables.ChainHookForward:
+			harm = "containers may not reach the Internet"
+		case *nftables.ChainHookInput:
+			harm = "names may not resolve in containers"
 		}
+		if ch.Type != nftables.ChainTypeFilter || !drops || harm == "" || mentions(c, chains, ch.Table, nm.links) {
+			continue
+		}
+		chain := fmt.Sprintf("%s %s %s", family, ch.Table.Name, ch.Name)
+		warnings = append(warnings, fmt.Sprintf("another firewall drops what it does not know (nftables chain %s), so %s; "+
+			"let it accept the interfaces %s*, as with: %s", chain, harm, nm.links, cure(ch, chain, nm.links)))
 	}
 	return warnings, nil
+}
+
+// cure is what to type.
+func cure(ch *nftables.Chain, chain, links string) string {
+	if ch.Table.Name == "firewalld" {
+		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s+; firewall-cmd --reload", links)
+	}
+	rule := func(direction string) string {
+		return fmt.Sprintf("nft insert rule %s %sifname '\"%s*\"' accept", chain, direction, links)
+	}
+	if *ch.Hooknum == *nftables.ChainHookInput {
+		return rule("i")
+	}
+	return rule("i") + "; " + rule("o")
+}
+
+// mentions says whether a rule of the table names our links: the operator took care of them.
+func mentions(c *nftables.Conn, chains []*nftables.Chain, t *nftables.Table, links string) bool {
+	for _, ch := range chains {
+		if ch.Table.Name != t.Name || ch.Table.Family != t.Family {
+			continue
+		}
+		rules, err := c.GetRules(ch.Table, ch)
+		if err != nil {
+			continue // one with parts that the library does not know; then it is a warning too many
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if cmp, ok := e.(*expr.Cmp); ok && strings.HasPrefix(string(cmp.Data), links) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 )
 
@@ -31,9 +32,13 @@ func machine(t *testing.T) map[string]string {
 	for _, r := range routes {
 		m["route "+r.String()] = ""
 	}
-	rules, err := exec.Command("nft", "list", "ruleset").Output()
+	c, err := nftables.New()
 	check(t, err)
-	m["nftables"] = string(rules)
+	tables, err := c.ListTables()
+	check(t, err)
+	for _, table := range tables {
+		m[fmt.Sprintf("nftables table %s of family %d", table.Name, table.Family)] = ""
+	}
 	for _, dir := range []string{"/proc/sys/net", "/run"} {
 		check(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || path == dir {

@@ -26,8 +26,9 @@ const insideEnv = "BERTH_TEST_HOSTNET"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" || flag.Lookup("test.fuzzworker").Value.String() == "true"
 	switch {
+	case flag.Lookup("test.fuzzworker").Value.String() == "true":
+		os.Exit(m.Run()) // where its parent is
 	case os.Getenv(insideEnv) == "tests":
 		if err := prepareMachine(); err != nil {
 			fmt.Fprintln(os.Stderr, "prepare the tests' machine:", err)
@@ -36,8 +37,6 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case os.Getenv(insideEnv) == "instance":
 		runInstance()
-	case fuzzing:
-		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), insideEnv+"=tests")
@@ -196,12 +195,15 @@ func listen(t *testing.T, s *space, addr string) net.Listener {
 	return l
 }
 
-const refusedAfter = 700 * time.Millisecond // that nothing arrives can only be waited for
+const (
+	refusedAfter = 700 * time.Millisecond // that nothing arrives can only be waited for
+	patience     = 20 * time.Second       // for what must arrive
+)
 
 // dial connects from inside s and returns what the server says.
-func (s *space) dial(addr string) (answer string, err error) {
+func (s *space) dial(addr string, timeout time.Duration) (answer string, err error) {
 	err = inNetns(s.fd, func() error {
-		c, err := net.DialTimeout("tcp4", addr, refusedAfter)
+		c, err := net.DialTimeout("tcp4", addr, timeout)
 		if err != nil {
 			return err
 		}
@@ -216,14 +218,14 @@ func (s *space) dial(addr string) (answer string, err error) {
 
 func (s *space) mustDial(addr string) string {
 	s.t.Helper()
-	answer, err := s.dial(addr)
+	answer, err := s.dial(addr, patience)
 	check(s.t, err)
 	return answer
 }
 
 func (s *space) mustNotDial(addr string) {
 	s.t.Helper()
-	if answer, err := s.dial(addr); err == nil {
+	if answer, err := s.dial(addr, refusedAfter); err == nil {
 		s.t.Errorf("connected to %s, which said %q", addr, answer)
 	}
 }

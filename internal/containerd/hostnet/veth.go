@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,8 @@ const (
 	defaultMTU = 1500
 	minMTU     = 576 // RFC 791: what every IPv4 host takes
 	dumpTries  = 10
+
+	runningTimeout = 5 * time.Second
 )
 
 // openNetns opens a network namespace, and refuses the host's own.
@@ -110,7 +113,34 @@ func connect(at Attachment, ns int) error {
 	if err := inNetns(ns, func() error { return configureInner(at) }); err != nil {
 		return fmt.Errorf("link %s, the container's end: %w", at.HostIf, err)
 	}
-	return nil
+	return awaitRunning(host.Attrs().Index)
+}
+
+// awaitRunning returns when the host's end transmits. The kernel activates it a moment after the container's end is up, and
+// drops what is sent before: the answer to a container's first packet.
+func awaitRunning(index int) error {
+	changes, err := subscribe(linkChanges)
+	if err != nil {
+		return err
+	}
+	defer changes.close()
+	deadline := time.Now().Add(runningTimeout)
+	if err := changes.f.SetReadDeadline(deadline); err != nil {
+		return fmt.Errorf("await link: %w", err)
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		l, err := netlink.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("await link: %w", err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if _, err := changes.f.Read(buf); err != nil && time.Now().After(deadline) {
+			return fmt.Errorf("the link's state is %q after %s", l.Attrs().OperState, runningTimeout)
+		}
+	}
 }
 
 // existingLink returns the attachment's link if it leads into ns, and removes one that leads elsewhere; nil when there is none.

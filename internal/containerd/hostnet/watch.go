@@ -22,6 +22,7 @@ type netlinkGroup struct {
 }
 
 var (
+	linkChanges  = netlinkGroup{protocol: unix.NETLINK_ROUTE, group: unix.RTNLGRP_LINK}
 	routeChanges = netlinkGroup{protocol: unix.NETLINK_ROUTE, group: unix.RTNLGRP_IPV4_ROUTE}
 	tableChanges = netlinkGroup{
 		protocol: unix.NETLINK_NETFILTER, group: unix.NFNLGRP_NFTABLES,
