@@ -68,7 +68,7 @@ root = %q
 state = %q
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart",
-  "io.containerd.monitor.v1.cgroups", "io.containerd.runtime.v1.linux", "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.monitor.v1.cgroups", "io.containerd.snapshotter.v1.aufs",
   "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri",
 ]

@@ -41,7 +41,7 @@ func Down(ctx context.Context, o Options, deleteData bool) error {
 		e.daemon.close()
 		e.daemon = nil
 	}
-	err = errors.Join(sweep(ctx, e.layout, e.log.Info), hostnet.Destroy(ctx, e.layout.data))
+	err = errors.Join(sweep(ctx, e.layout, e.log.Debug), hostnet.Destroy(ctx, e.layout.data))
 	if err == nil && deleteData {
 		for _, d := range []string{"volumes", "agent", "containerd"} {
 			err = errors.Join(err, os.RemoveAll(e.layout.dir(d)))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -51,7 +52,7 @@ func (e *Engine) ociSpec(ctx context.Context, s compute.Spec, t tree, resolved [
 	if err != nil {
 		return nil, err
 	}
-	return oci.GenerateSpec(ctx, nil, &containers.Container{ID: s.String()},
+	return oci.GenerateSpec(namespaces.WithNamespace(ctx, e.layout.name), nil, &containers.Container{ID: s.String()},
 		oci.WithRootFSPath(t.place.rootfs()),
 		oci.WithProcessArgs(args...),
 		oci.WithProcessCwd(cwd),
