@@ -26,14 +26,14 @@ const (
 		WHERE c.id = ?2 AND c.ordinal IS NOT NULL AND u.disabled = 0`
 )
 
-// insertContainer takes the smallest place that is free among those of owner ?2 under limit ?3, or the limit itself, which
-// the constraint containers_within_limit refuses. It counts too, for a limit that was lowered since.
+// insertContainer takes the smallest place that is free among those of owner ?2 (the first, or one beside a taken one), or
+// limit ?3 itself where there are as many containers, which the constraint containers_within_limit refuses: also after a
+// limit was lowered.
 const insertContainer = `INSERT INTO containers (id, owner, quota, name, instance_type, memory_mb, storage_gb, ssh_enabled,
 		https_enabled, mount_paths, created_at, desired, generation, status, ordinal)
 	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 'running', 1, 'pending',
 		CASE WHEN (SELECT count(*) FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL) >= ?3 THEN ?3 ELSE (
-		WITH RECURSIVE place (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM place WHERE n < ?3)
-		SELECT min(n) FROM place
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL)
 		WHERE n NOT IN (SELECT ordinal FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL)) END)`
 
 // proposals bounds the search for an id that was never taken: with a million taken, a second try is needed once in 4,000.

@@ -17,11 +17,11 @@ const (
 		VALUES (?1, ?2, ?3, ?4, ?5, ?6, ` + freeKeyOrdinal + `)`
 )
 
-// freeKeyOrdinal is the smallest place that is free among those of owner ?1 under limit ?6, or the limit itself, which the
-// constraint keys_within_limit refuses. It counts too, for a limit that was lowered since.
+// freeKeyOrdinal is the smallest place that is free among those of owner ?1 (the first, or one beside a taken one), or limit
+// ?6 itself where there are as many keys, which the constraint keys_within_limit refuses: also after a limit was lowered.
 const freeKeyOrdinal = `CASE WHEN (SELECT count(*) FROM ssh_keys WHERE owner = ?1) >= ?6 THEN ?6 ELSE (
-		WITH RECURSIVE place (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM place WHERE n < ?6)
-		SELECT min(n) FROM place WHERE n NOT IN (SELECT ordinal FROM ssh_keys WHERE owner = ?1)) END`
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM ssh_keys WHERE owner = ?1)
+		WHERE n NOT IN (SELECT ordinal FROM ssh_keys WHERE owner = ?1)) END`
 
 func scanKey(row scanner) (compute.SSHKey, error) {
 	var k compute.SSHKey

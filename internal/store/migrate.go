@@ -95,9 +95,8 @@ func (r *Reader) checkVersion(ctx context.Context, path string) error {
 	}
 	sources := p.ListSources()
 	target := sources[len(sources)-1].Version
-	var current int64
-	query := `SELECT coalesce(max(version_id), 0) FROM ` + versionTable
-	if err := r.db.QueryRowContext(ctx, query).Scan(&current); err != nil {
+	current, err := r.version(ctx)
+	if err != nil {
 		return cannotOpen(path, err)
 	}
 	switch {
@@ -108,6 +107,17 @@ func (r *Reader) checkVersion(ctx context.Context, path string) error {
 			"%s has schema %d and this version of Berth reads %d; start Berth on it once.", path, current, target)
 	}
 	return nil
+}
+
+// version returns the database's schema; 0 for a file that is still empty.
+func (r *Reader) version(ctx context.Context) (v int64, err error) {
+	var migrated bool
+	err = r.db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = ?)`, versionTable).Scan(&migrated)
+	if err != nil || !migrated {
+		return 0, err
+	}
+	err = r.db.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM `+versionTable).Scan(&v)
+	return v, err
 }
 
 func newerSchema(path string, current, target int64) error {

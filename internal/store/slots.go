@@ -12,12 +12,12 @@ const (
 	queryWaiting = `SELECT c.id FROM containers c
 		WHERE c.owner = ? AND c.slot IS NULL AND c.desired <> 'deleted' ORDER BY c.number`
 	queryWaitingOwners = `SELECT DISTINCT owner FROM containers WHERE slot IS NULL AND desired <> 'deleted'`
-	// queryFreeSlot finds the smallest slot of owner ?1 that container ?2 may have now: not taken, and released at ?3 or before.
-	queryFreeSlot = `WITH RECURSIVE place (n) AS (
-			SELECT 0 UNION ALL SELECT n + 1 FROM place WHERE n < (SELECT quota FROM containers WHERE id = ?2))
-		SELECT min(n) FROM place
-		WHERE n NOT IN (SELECT slot FROM containers WHERE owner = ?1 AND slot IS NOT NULL)
-			AND n NOT IN (SELECT slot FROM slot_releases WHERE owner = ?1 AND released_at > ?3)`
+	// queryFreeSlot finds the smallest slot of owner ?1 that container ?2 may have now: neither taken nor released after ?3.
+	queryFreeSlot = `WITH taken (n) AS (
+			SELECT slot FROM containers WHERE owner = ?1 AND slot IS NOT NULL
+			UNION SELECT slot FROM slot_releases WHERE owner = ?1 AND released_at > ?3)
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT n + 1 FROM taken)
+		WHERE n NOT IN (SELECT n FROM taken) AND n <= (SELECT quota FROM containers WHERE id = ?2)`
 	// queryNextSlot finds when the first resting slot that nobody took again may be given.
 	queryNextSlot = `SELECT min(r.released_at) FROM slot_releases r WHERE r.released_at > ?2 AND r.owner = ?1
 		AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.owner = r.owner AND c.slot = r.slot)`

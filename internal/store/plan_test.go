@@ -1,0 +1,80 @@
+package store
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// Every query that runs for a login, a request or a pass of the loop is served by an index: none reads a whole table, and
+// none sorts more than one owner's rows.
+func TestIndexesServe(t *testing.T) {
+	s := openNew(t, Options{})
+	for name, query := range map[string]string{
+		"target":          queryTarget,
+		"openers":         queryOpeners,
+		"accounts":        queryAccounts,
+		"containers":      queryContainers,
+		"container":       queryContainer,
+		"reconcile state": queryReconcile,
+		"keys":            queryKeys,
+		"key opens":       queryKeyOpens,
+		"user":            queryUser,
+		"user by name":    queryUserByName,
+		"events":          queryEvents,
+		"insert key":      insertKeyQuery,
+		"insert box":      insertContainer,
+		"waiting":         queryWaiting,
+		"waiting owners":  queryWaitingOwners,
+		"free slot":       queryFreeSlot,
+		"next slot":       queryNextSlot,
+		"delete key":      `DELETE FROM ssh_keys WHERE id = ? AND owner = ?`,
+		"delete box":      `DELETE FROM containers WHERE id = ?`,
+		"prune":           `DELETE FROM events WHERE seq <= ?`,
+	} {
+		args := make([]any, 20)
+		n := strings.Count(query, "?")
+		for i := 20; i > 0; i-- { // numbered parameters take as many as the highest number
+			if strings.Contains(query, fmt.Sprintf("?%d", i)) {
+				n = i
+				break
+			}
+		}
+		rows, err := s.writer.Query("EXPLAIN QUERY PLAN "+query, args[:n]...)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		steps := 0
+		for rows.Next() {
+			var id, parent, unused int
+			var detail string
+			if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+				t.Fatal(err)
+			}
+			steps++
+			if strings.HasPrefix(detail, "SCAN ") && !harmlessScan(detail) {
+				t.Errorf("%s: %s", name, detail)
+			}
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
+		}
+		if err := rows.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if steps == 0 && !strings.HasPrefix(query, "INSERT") {
+			t.Errorf("%s: no plan", name)
+		}
+	}
+}
+
+// harmlessScan says whether a step reads a small computed set from end to end, or a partial index that is made of nothing
+// but what is asked for.
+func harmlessScan(detail string) bool {
+	for _, s := range []string{"CONSTANT ROW", "(subquery-", "taken", "INDEX containers_without_slot"} {
+		if strings.Contains(detail, s) {
+			return true
+		}
+	}
+	return false
+}
