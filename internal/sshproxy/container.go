@@ -136,17 +136,9 @@ func (s *sessionChannel) relay(agent session.Channel) {
 		case <-output:
 			output = nil
 			// The agent sends the status before the end of its output: if it came, it is in the queue by now.
-			for more := true; more && reqs != nil; {
-				select {
-				case req, ok := <-reqs:
-					if !ok {
-						reqs = nil
-						continue
-					}
-					r.request(req)
-				default:
-					more = false
-				}
+			reqs = r.takeAll(reqs)
+			if reqs == nil && r.exit == nil {
+				continue // lost; what there is to say comes before EOF
 			}
 			r.drained()
 		case <-s.ctx.Done():
@@ -155,8 +147,7 @@ func (s *sessionChannel) relay(agent session.Channel) {
 		}
 	}
 	if !r.told {
-		s.say(reason(errLost))
-		s.sendStatus(exitOurs)
+		s.fail(errLost)
 	}
 }
 
@@ -179,6 +170,21 @@ func (r *relayEnd) request(req *session.Request) {
 		return
 	}
 	_ = req.Reply(false, nil)
+}
+
+// takeAll handles the requests that have come, and returns nil when no more will.
+func (r *relayEnd) takeAll(reqs <-chan *session.Request) <-chan *session.Request {
+	for {
+		select {
+		case req, ok := <-reqs:
+			if !ok {
+				return nil
+			}
+			r.request(req)
+		default:
+			return reqs
+		}
+	}
 }
 
 // drained is called when all output is with the client: what follows is how it ended, and EOF. A process that closes its

@@ -37,10 +37,13 @@ func (s *sessionChannel) serveLobby(id identity, login route.Login) {
 	})
 	select {
 	case code := <-status:
-		s.exit(uint32(code))
+		if s.ctx.Err() == nil {
+			s.exit(uint32(code))
+			return
+		}
 	case <-s.ctx.Done():
-		s.stop()
 	}
+	s.stop() // whatever the command made of it
 }
 
 // awaitCommand answers requests until the client asks for a shell (the empty command) or a command.

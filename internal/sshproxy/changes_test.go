@@ -1,0 +1,155 @@
+package sshproxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"berth/internal/compute"
+)
+
+// holdLobby is a lobby whose commands last until they are ended.
+func holdLobby(ctx context.Context, s LobbySession) int {
+	_, _ = io.WriteString(s.Stdout, "here\n")
+	<-ctx.Done()
+	return 0
+}
+
+// endOfSession runs a command that lasts, does what ends it, and returns what the client was told, and how soon.
+func endOfSession(t *testing.T, c *gossh.Client, end func()) (stderr string, err error, took time.Duration) {
+	t.Helper()
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	s.Stderr = &errs
+	if err := s.Start("hold"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("here\n"))); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	end()
+	done := make(chan error, 1)
+	go func() { done <- s.Wait() }()
+	select {
+	case err = <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the session goes on")
+	}
+	return errs.String(), err, time.Since(began)
+}
+
+// checkEnd holds that a session ended within a second, with 255 and one line.
+func checkEnd(t *testing.T, stderr string, err error, took time.Duration, want string) {
+	t.Helper()
+	var exit *gossh.ExitError
+	if !errors.As(err, &exit) || exit.ExitStatus() != 255 {
+		t.Errorf("the session ended with %v", err)
+	}
+	if !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("the client was told %q, want %q", stderr, want)
+	}
+	if took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestRevokedKeyClosesLobby(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := newKey(t), newKey(t)
+	a := w.user("alice")
+	id := w.key(a, alice)
+	w.key(w.user("bob"), bob)
+	g := startGateway(t, Options{Directory: w, Changes: w.subscribe, Lobby: holdLobby})
+	other := g.dial(t, "bob", bob)
+	c := g.dial(t, "alice", alice)
+	stderr, err, took := endOfSession(t, c, func() {
+		if err := w.DeleteKey(t.Context(), a, id); err != nil {
+			t.Fatal(err)
+		}
+	})
+	checkEnd(t, stderr, err, took, "this key does not open")
+	within(t, 2*time.Second, "the connection closes", func() { _ = c.Wait() })
+	if _, _, err := other.SendRequest("keepalive@openssh.com", true, nil); err != nil {
+		t.Errorf("somebody else's connection: %v", err)
+	}
+}
+
+func TestDisabledUserIsPutOut(t *testing.T) {
+	w := newWorld(t)
+	alice := newKey(t)
+	a := w.user("alice")
+	w.key(a, alice)
+	g := startGateway(t, Options{Directory: w, Changes: w.subscribe, Lobby: holdLobby})
+	idle := g.dial(t, "alice", alice) // has no session: it is closed all the same
+	stderr, err, took := endOfSession(t, g.dial(t, "alice", alice), func() {
+		if _, err := w.SetUserDisabled(t.Context(), a, true); err != nil {
+			t.Fatal(err)
+		}
+	})
+	checkEnd(t, stderr, err, took, "this key does not open")
+	within(t, 2*time.Second, "the idle connection closes", func() { _ = idle.Wait() })
+}
+
+// TestLostSubscription ends the subscription and changes something before the gateway has a new one.
+func TestLostSubscription(t *testing.T) {
+	w := newWorld(t)
+	alice := newKey(t)
+	a := w.user("alice")
+	id := w.key(a, alice)
+	subscribed := make(chan struct{}, 8)
+	first := make(chan compute.Event)
+	changes := func() (<-chan compute.Event, func()) {
+		defer func() { subscribed <- struct{}{} }()
+		if len(subscribed) == 0 && first != nil {
+			return first, func() { first = nil }
+		}
+		return w.subscribe()
+	}
+	g := startGateway(t, Options{Directory: w, Changes: changes, Lobby: holdLobby})
+	stderr, err, took := endOfSession(t, g.dial(t, "alice", alice), func() {
+		if err := w.DeleteKey(t.Context(), a, id); err != nil {
+			t.Fatal(err)
+		}
+		close(first)
+	})
+	checkEnd(t, stderr, err, took, "this key does not open")
+}
+
+func TestShutdownTellsSessions(t *testing.T) {
+	w := newWorld(t)
+	alice := newKey(t)
+	w.key(w.user("alice"), alice)
+	g := startGateway(t, Options{Directory: w, Changes: w.subscribe, Lobby: holdLobby})
+	g.dial(t, "alice", alice)
+	c := g.dial(t, "alice", alice)
+	down := make(chan error, 1)
+	stderr, err, took := endOfSession(t, c, func() {
+		if n := g.Sessions(); n != 1 {
+			t.Errorf("%d sessions", n)
+		}
+		go func() { down <- g.Shutdown(t.Context()) }()
+	})
+	checkEnd(t, stderr, err, took, "the gateway is shutting down")
+	select {
+	case err := <-down:
+		if err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("shutdown waits")
+	}
+}
