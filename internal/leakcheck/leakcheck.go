@@ -8,6 +8,7 @@ package leakcheck
 
 import (
 	"cmp"
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -82,6 +83,24 @@ func (s *Snapshot) Since(before *Snapshot) []Thing {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 	})
 	return out
+}
+
+// MarshalJSON writes the snapshot for another process to compare with.
+func (s *Snapshot) MarshalJSON() ([]byte, error) {
+	return json.Marshal(s.Since(&Snapshot{}))
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (s *Snapshot) UnmarshalJSON(b []byte) error {
+	var list []Thing
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err
+	}
+	s.things = map[identity][]string{}
+	for _, t := range list {
+		s.add(t.Kind, t.Name, t.Note)
+	}
+	return nil
 }
 
 // About keeps the things whose name or note contains one of the words.

@@ -1,6 +1,7 @@
 package leakcheck_test
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -116,6 +117,26 @@ func TestSeesASecondMountOnOnePath(t *testing.T) {
 	must(t, err)
 	if left := leakcheck.About(after.Since(before), dir); len(left) != 1 {
 		t.Errorf("one mount more on %s, seen: %v", dir, left)
+	}
+}
+
+func TestSnapshotIsTheSameAfterJSON(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+		t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	}
+	before, err := leakcheck.Take()
+	must(t, err)
+	text, err := json.Marshal(before)
+	must(t, err)
+	var read leakcheck.Snapshot
+	must(t, json.Unmarshal(text, &read))
+	if left := append(before.Since(&read), read.Since(before)...); len(left) > 0 {
+		t.Errorf("differs after being written and read: %v", left)
+	}
+	if len(leakcheck.About(read.Since(&leakcheck.Snapshot{}), dir)) != 2 {
+		t.Errorf("two mounts on one path are not two any more")
 	}
 }
 

@@ -1,0 +1,96 @@
+# Berth: `make` alone lists what there is to make.
+SHELL := /bin/bash
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+ifeq ($(shell id -u),0)
+root :=
+else
+comma := ,
+# What is set for berth goes through sudo; what it makes for the person who called is theirs (SUDO_UID).
+root := sudo --preserve-env=PATH,CI,$(subst $() ,$(comma),$(filter BERTH_%,$(.VARIABLES)))
+endif
+
+version := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
+sources := $(shell find cmd internal api web -type f ! -name '*_test.go' ! -path '*/node_modules/*' 2>/dev/null)
+programs := bin/berth bin/berth-api bin/berth-gateway bin/berth-agent-linux-amd64 bin/berth-agent-linux-arm64
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: ask-root ## Install what is missing, build, and run Berth in the foreground (ARGS="--http-addr …", BERTH_DATA=dir)
+	@$(MAKE) -j2 build image
+	@$(root) bin/berth up $(ARGS)
+
+.PHONY: down
+down: build ## Stop Berth and its containers (ARGS=--delete removes all they have)
+	@$(root) bin/berth down $(ARGS)
+
+.PHONY: test
+test: ask-root ## Install what is missing and run every test with the race detector: the packages', then end to end
+	@deploy/install-packages test
+	@$(MAKE) -j2 build image
+	@deploy/test $(ARGS)
+
+.PHONY: check
+check: ## Format, vet, staticcheck, imports, version pins, scripts, clean tree
+	@deploy/install-packages check
+	@deploy/check
+
+.PHONY: bench
+bench: ask-root ## Measure Berth beside OpenSSH's own server, and print a table with ratios
+	@deploy/install-packages bench
+	@$(MAKE) -j2 build image build/bench-image.tar
+	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
+	@$(root) build/bench $(ARGS)
+
+.PHONY: build
+build: $(programs) ## Build the programs into bin/
+
+.PHONY: image
+image: build/base-image.tar ## Build the containers' base image into build/ (IMAGE=-force takes in Debian's updates)
+
+.PHONY: fmt
+fmt: ## Format the source
+	@git ls-files --cached --others --exclude-standard '*.go' | xargs go tool gofumpt -w
+
+.PHONY: clean
+clean: ## Remove what was built; data stays (make down ARGS=--delete removes that)
+	@rm -rf bin build
+
+# Asks for sudo's password once, before anything runs beside it.
+.PHONY: ask-root
+ask-root:
+	@command -v go >/dev/null || { echo "Go is missing; go.mod says which: https://go.dev/dl/" >&2; exit 1; }
+ifneq ($(root),)
+	@sudo -v
+endif
+
+.PHONY: packages
+packages:
+	@deploy/install-packages up image
+
+# Changes only when the version does.
+build/version: always
+	@mkdir -p build
+	@[ "$$(cat $@ 2>/dev/null)" = '$(version)' ] || echo '$(version)' >$@
+
+.PHONY: always
+always:
+
+$(programs) &: go.mod go.sum deploy/build build/version $(sources)
+	@deploy/build '$(version)'
+	@touch $(programs)
+
+build/mkimage: go.mod $(wildcard deploy/images/mkimage/*.go)
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./deploy/images/mkimage
+
+# mkimage itself knows whether there is anything to do.
+build/base-image.tar: always packages build/mkimage
+	@build/mkimage -o $@ -name berth.local/base $(IMAGE) deploy/images/base
+
+build/bench-image.tar: always packages build/mkimage
+	@build/mkimage -o $@ -name berth.local/bench $(IMAGE) deploy/images/base deploy/images/bench
