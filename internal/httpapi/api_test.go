@@ -206,6 +206,7 @@ type reply struct {
 	status int
 	header http.Header
 	body   string
+	closes bool // it said Connection: close
 }
 
 // do sends a request with a JSON body, as token's bearer where there is one.
@@ -244,7 +245,7 @@ func (a *api) try(method, path, body string, edit func(*http.Request)) (reply, e
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	return reply{resp.StatusCode, resp.Header, string(text)}, err
+	return reply{resp.StatusCode, resp.Header, string(text), resp.Close}, err
 }
 
 // into decodes a reply of the given status.

@@ -69,6 +69,9 @@ const (
 
 	maxBody   = 64 << 10
 	maxHeader = 16 << 10 // the request line too
+
+	// cleanerSleep is how often fasthttp's cleaner of idle workers wakes, and so how long it outlives the server.
+	cleanerSleep = 250 * time.Millisecond
 )
 
 // Server serves the API. Its methods may be called concurrently.
@@ -118,9 +121,9 @@ func New(c Config) *Server {
 	srv := s.app.Server()
 	srv.Handler = s.serve
 	srv.ErrorHandler = s.unreadable
-	srv.SecureErrorLogMessage = true // its errors quote the request otherwise, and so the token
+	srv.SecureErrorLogMessage = true // its errors quote less of the request
 	srv.CloseOnShutdown = true
-	srv.MaxIdleWorkerDuration = time.Second // its cleaner sleeps for that long before it sees that the server ended
+	srv.MaxIdleWorkerDuration = cleanerSleep
 	return s
 }
 
@@ -182,7 +185,7 @@ func (s *Server) Serve(ln net.Listener) error {
 var errStopping = errors.New("the server is stopping")
 
 // Shutdown stops accepting, ends idle connections at once and waits for the requests under way. When ctx ends first, they are
-// cancelled, every connection is closed, and the error is ctx's. When it returns, nothing of the server is running.
+// cancelled, every connection is closed, and the error is ctx's. When it returns, no request and no connection is left.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.conns.stop()
 	err := s.app.ShutdownWithContext(ctx)

@@ -198,6 +198,24 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// The deadlines never fail: fasthttp panics when they do, as they would on a connection that stop or abort closed under it. Its
+// next read or write tells it.
+
+func (c *conn) SetDeadline(t time.Time) error {
+	_ = c.Conn.SetDeadline(t)
+	return nil
+}
+
+func (c *conn) SetReadDeadline(t time.Time) error {
+	_ = c.Conn.SetReadDeadline(t)
+	return nil
+}
+
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	_ = c.Conn.SetWriteDeadline(t)
+	return nil
+}
+
 // Close closes the connection; one that lingers only after its client has, or had time to.
 func (c *conn) Close() error {
 	c.once.Do(func() {
@@ -214,7 +232,7 @@ func (c *conn) drain() {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() != nil {
 		return
 	}
-	if c.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+	if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, lingerBytes))

@@ -128,7 +128,8 @@ func (s *Server) fail(fctx *fasthttp.RequestCtx, err error) {
 	}
 }
 
-// unreadable answers what fasthttp could not read as a request, for which no handler runs; the connection ends after it.
+// unreadable answers what fasthttp could not read as a request, for which no handler runs; the connection ends after it. Its
+// error is for nobody: it quotes the request, which may hold a token.
 func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
 	var (
 		small *fasthttp.ErrSmallBuffer
@@ -148,7 +149,6 @@ func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
 	}
 	r := newRequest(s.base, fctx)
 	s.fail(fctx, said)
-	r.err = err
 	s.finish(fctx, r)
 }
 

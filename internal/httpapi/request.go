@@ -82,18 +82,16 @@ func (s *Server) route(fctx *fasthttp.RequestCtx, r *request) {
 	}
 }
 
-// ambiguous says whether the request has two lengths: a proxy before us may have believed the other one (RFC 9112, section 6.1).
+// ambiguous says whether the request has two lengths: a proxy before us may have believed the other one (RFC 9112, section
+// 6.1). It reads the headers as they came, since fasthttp has put one length in place of both.
 func ambiguous(h *fasthttp.RequestHeader) bool {
-	if h.ContentLength() != -1 { // not chunked
-		return false
-	}
+	var length, coding bool
 	for line := range bytes.Lines(h.RawHeaders()) {
 		name, _, _ := bytes.Cut(line, []byte(":"))
-		if bytes.EqualFold(bytes.TrimSpace(name), []byte("Content-Length")) {
-			return true
-		}
+		length = length || bytes.EqualFold(name, []byte(fiber.HeaderContentLength))
+		coding = coding || bytes.EqualFold(name, []byte(fiber.HeaderTransferEncoding))
 	}
-	return false
+	return length && coding
 }
 
 // finish sets the headers that every answer has, and writes the log's line.

@@ -35,5 +35,5 @@ func readReply(b *bufio.Reader) (reply, error) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	return reply{resp.StatusCode, resp.Header, string(body)}, err
+	return reply{resp.StatusCode, resp.Header, string(body), resp.Close}, err
 }
