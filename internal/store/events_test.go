@@ -3,6 +3,7 @@ package store
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"berth/internal/compute"
 )
@@ -64,5 +65,20 @@ func TestOnCommit(t *testing.T) {
 	wantCode(t, err, compute.CodeConflict)
 	if n := calls.Load(); n != 1 {
 		t.Fatalf("%d calls, for transactions without events too", n)
+	}
+}
+
+// The number orders events; the time only tells when, and a clock may be set back.
+func TestEventsAreOrderedByNumber(t *testing.T) {
+	clk := newClock()
+	s := openNew(t, Options{Now: clk.now})
+	for _, name := range []string{"alice", "bob", "carol"} {
+		addUser(t, s, name)
+		clk.add(-time.Hour)
+	}
+	for i, e := range allEvents(t, s.Reader) {
+		if e.Seq != int64(i)+1 || e.Owner != compute.UserID(i+1) {
+			t.Fatalf("event %d is %+v", i+1, e)
+		}
 	}
 }
