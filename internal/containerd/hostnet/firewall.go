@@ -35,7 +35,7 @@ const (
 	defaultMaxConns = 4096
 	minMaxConns     = 256
 	defaultNewConns = 1000
-	dnsPerSecond    = 200
+	dnsPerSecond    = 300
 	refusePerSecond = 20
 	meterIdle       = time.Minute // after which a container's meter is forgotten
 )
@@ -202,8 +202,9 @@ func (b *builder) chains() {
 	b.rule(forward, out, goTo(arrive))
 	b.rule(leave, out, drop)
 	b.rule(leave, notIPv4(), drop)
-	b.rule(leave, jump(egress))
+	b.rule(leave, ctState(expr.CtStateBitESTABLISHED), accept)
 	b.rule(leave, ctState(expr.CtStateBitINVALID), drop)
+	b.rule(leave, jump(egress))
 	b.rule(leave, ctState(expr.CtStateBitNEW), b.meter(b.fresh, over(b.limits.newConns)), drop)
 	b.rule(leave, ctState(expr.CtStateBitNEW), b.meter(b.conns, countOver(b.limits.conns)), drop)
 	b.rule(arrive, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)

@@ -361,7 +361,7 @@ func checkID(id string) error {
 	return nil
 }
 
-// canonical returns one spelling of a directory for all ways to name it.
+// canonical returns one spelling of a directory for all ways to name it, also before it is made and after it is gone.
 func canonical(dir string) (string, error) {
 	if dir == "" {
 		return "", errors.New("hostnet: no data directory given")
@@ -370,10 +370,16 @@ func canonical(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		return real, nil
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("data directory: %w", err)
+	rest := ""
+	for parent := abs; ; {
+		real, err := filepath.EvalSymlinks(parent)
+		if err == nil {
+			return filepath.Join(real, rest), nil
+		}
+		if !errors.Is(err, os.ErrNotExist) || parent == "/" {
+			return "", fmt.Errorf("data directory: %w", err)
+		}
+		rest = filepath.Join(filepath.Base(parent), rest)
+		parent = filepath.Dir(parent)
 	}
-	return abs, nil
 }

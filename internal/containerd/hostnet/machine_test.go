@@ -90,23 +90,30 @@ func holdConn(t *testing.T, w *world, s *space) conn {
 		return err
 	})
 	done := make(chan struct{})
+	accepted := make(chan net.Conn, 1)
 	go func() {
 		defer close(done)
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
+		accepted <- c
 		_, _ = io.Copy(c, c)
 		_ = c.Close()
 	}()
 	var c conn
 	s.do(func() (err error) {
-		c.Conn, err = net.DialTimeout("tcp4", internet+":7", 5*time.Second)
+		c.Conn, err = net.DialTimeout("tcp4", internet+":7", patience)
 		return err
 	})
 	t.Cleanup(func() {
 		_ = c.Close()
 		_ = l.Close()
+		select {
+		case server := <-accepted:
+			_ = server.Close() // the link is gone, and the client's end with it
+		default:
+		}
 		<-done
 	})
 	c.ping(t)

@@ -100,7 +100,8 @@ func fitAnswer(q *query, resp *dns.Msg, tcp bool) *dns.Msg {
 	return resp
 }
 
-// withoutOPT drops the options, which are between two neighbours alone, and keeps what they add to the code.
+// withoutOPT drops the options: they are between two neighbours alone (RFC 6891, section 6.1.1). What they add to the code
+// was moved there by Unpack.
 func withoutOPT(resp *dns.Msg) []dns.RR {
 	var extra []dns.RR
 	for _, rr := range resp.Extra {

@@ -160,10 +160,33 @@ func TestParseResolvConf(t *testing.T) {
 	}
 }
 
+func TestNamesAreOfTheDirectory(t *testing.T) {
+	base := t.TempDir()
+	check(t, os.Mkdir(filepath.Join(base, "real"), 0o700))
+	check(t, os.Symlink("real", filepath.Join(base, "link")))
+	want, err := namesOf(filepath.Join(base, "real", "a", "data"))
+	check(t, err)
+	for _, dir := range []string{"link/a/data", "link/a/data/", "real/./a/../a/data"} {
+		if got, err := namesOf(filepath.Join(base, dir)); err != nil || got != want {
+			t.Errorf("%s: %v, %v, want %v", dir, got, err, want)
+		}
+	}
+	check(t, os.MkdirAll(filepath.Join(base, "real", "a", "data"), 0o700))
+	if got, err := namesOf(filepath.Join(base, "link", "a", "data")); err != nil || got != want {
+		t.Errorf("once it is there: %v, %v, want %v", got, err, want)
+	}
+	if got, err := namesOf(filepath.Join(base, "real", "b")); err != nil || got == want {
+		t.Errorf("two directories have the names %v", got)
+	}
+	if name := want.link("0123abcd"); len(name) > 15 {
+		t.Errorf("link name %s is too long", name)
+	}
+}
+
 func TestResolvConfIsReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write := func(text string) { check(t, os.WriteFile(path, []byte(text), 0o600)) }
-	f := &resolvFile{path: path}
+	f := newResolvFile(path)
 	first := func() netip.Addr {
 		f.checked = time.Time{} // a second has passed
 		return f.servers()[0].Addr()

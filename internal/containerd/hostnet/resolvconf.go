@@ -7,13 +7,15 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 const (
-	resolvConf   = "/etc/resolv.conf"
-	maxUpstreams = 3 // MAXNS of resolv.conf(5)
-	maxResolv    = 64 << 10
+	resolvConf    = "/etc/resolv.conf"
+	resolvRecheck = time.Second
+	maxUpstreams  = 3 // MAXNS of resolv.conf(5)
+	maxResolv     = 64 << 10
 )
 
 // upstreamsOf returns a function that gives the servers to ask, in order.
@@ -21,43 +23,54 @@ func upstreamsOf(o Options) func() []netip.AddrPort {
 	if len(o.Upstreams) > 0 {
 		return func() []netip.AddrPort { return o.Upstreams }
 	}
-	return (&resolvFile{path: resolvConf}).servers
+	return newResolvFile(resolvConf).servers
 }
 
 // resolvFile is a resolv.conf that is read again when it changes. That is looked up as queries come, not watched: it is
 // often a link into a directory that comes and goes.
 type resolvFile struct {
-	path string
+	path    string
+	list    atomic.Pointer[[]netip.AddrPort]
+	reading sync.Mutex // held by the one who reads; the others take the list as it is
 
-	mu      sync.Mutex // guards what follows; a stat and a small read happen under it
+	// Of who reads alone.
 	checked time.Time
 	modTime time.Time
 	size    int64
-	list    []netip.AddrPort
 }
 
-const resolvRecheck = time.Second
+func newResolvFile(path string) *resolvFile {
+	f := &resolvFile{path: path}
+	list := parseResolvConf(nil)
+	f.list.Store(&list)
+	f.refresh()
+	return f
+}
 
 func (f *resolvFile) servers() []netip.AddrPort {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.list != nil && time.Since(f.checked) < resolvRecheck {
-		return f.list
+	if f.reading.TryLock() {
+		if time.Since(f.checked) >= resolvRecheck {
+			f.refresh()
+		}
+		f.reading.Unlock()
 	}
+	return *f.list.Load()
+}
+
+// refresh keeps the old list while the file is away.
+func (f *resolvFile) refresh() {
 	f.checked = time.Now()
 	fi, err := os.Stat(f.path)
-	if err == nil && f.list != nil && fi.ModTime().Equal(f.modTime) && fi.Size() == f.size {
-		return f.list
+	if err != nil || fi.Size() > maxResolv || fi.ModTime().Equal(f.modTime) && fi.Size() == f.size {
+		return
 	}
-	var data []byte
-	if err == nil && fi.Size() <= maxResolv {
-		f.modTime, f.size = fi.ModTime(), fi.Size()
-		data, err = os.ReadFile(f.path)
+	data, err := os.ReadFile(f.path)
+	if err != nil {
+		return
 	}
-	if err == nil || f.list == nil {
-		f.list = parseResolvConf(data)
-	}
-	return f.list
+	f.modTime, f.size = fi.ModTime(), fi.Size()
+	list := parseResolvConf(data)
+	f.list.Store(&list)
 }
 
 // parseResolvConf returns the servers that a resolv.conf names; without any, the local one, as resolv.conf(5) says.

@@ -29,6 +29,7 @@ const (
 	connIdle          = 10 * time.Second
 	upstreamTimeout   = 2 * time.Second
 	queryTimeout      = 4500 * time.Millisecond // under the 5 s after which a stub resolver asks again
+	udpBuffer         = 4 << 20
 	writeTimeout      = 5 * time.Second
 	acceptPause       = 50 * time.Millisecond
 )
@@ -72,6 +73,10 @@ func listenResolver(
 	if err != nil {
 		_ = pc.Close()
 		return nil, fail(err)
+	}
+	// Room for the bursts that the table lets pass, of several containers at once.
+	if raw, err := pc.(*net.UDPConn).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, udpBuffer) })
 	}
 	return &resolver{
 		udp: pc.(*net.UDPConn), tcp: l, subnet: subnet, upstreams: upstreams, log: log,

@@ -291,7 +291,10 @@ func TestFloodBeside(t *testing.T) {
 	begin := time.Now()
 	var slowest time.Duration
 	lookups := 0
+	pace := time.NewTicker(20 * time.Millisecond) // under the limit that holds for this container too
+	defer pace.Stop()
 	for time.Since(begin) < 3*time.Second {
+		<-pace.C
 		lookups++
 		for _, network := range []string{"udp", "tcp"} {
 			at := time.Now()
