@@ -148,13 +148,15 @@ func (t tree) mountSocketDir() error {
 }
 
 // dismantle ends every mount of the container's and drops what it wrote over the image.
-func (t tree) dismantle(ctx context.Context) error {
+func (t tree) dismantle(ctx context.Context, step func(string)) error {
 	if err := unmount(t.place.rootfs()); err != nil {
 		return err
 	}
+	step("root unmounted")
 	if err := unmount(t.place.socket()); err != nil {
 		return err
 	}
+	step("socket directory unmounted")
 	mounted, err := mountinfo.Mounted(t.place.volume())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -163,9 +165,11 @@ func (t tree) dismantle(ctx context.Context) error {
 		if err := t.dropUpper(ctx); err != nil {
 			return err
 		}
+		step("root dropped")
 		if err := t.volume.unmount(); err != nil {
 			return err
 		}
+		step("volume unmounted")
 	}
 	return t.place.remove()
 }

@@ -237,7 +237,7 @@ func (e *Engine) teardown(ctx context.Context, u *unit, grace time.Duration) err
 		}
 	}
 	step("detached")
-	if err := e.tree(u.ref).dismantle(ctx); err != nil {
+	if err := e.tree(u.ref).dismantle(ctx, step); err != nil {
 		return err
 	}
 	step("dismantled")
@@ -286,6 +286,7 @@ func (e *Engine) signal(ctx context.Context, r compute.Ref, status taskapi.Statu
 		if err := errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 			return fmt.Errorf("end the container: %w", err)
 		}
+		e.steps(r)("sent " + unix.SignalName(s.signal))
 		t := time.NewTimer(s.wait)
 		select {
 		case err := <-waited:
