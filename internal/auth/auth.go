@@ -1,9 +1,9 @@
 // Package auth turns a bearer token into the principal that it proves, and issues this installation's own tokens.
 //
-// Its tokens are JWTs signed with Ed25519, short-lived, bound to one zone and limited to scopes. Nothing in a token but the
-// user's number is believed about the user: name, role and whether the account is still there are looked up at each
-// verification. It refuses every algorithm but its own, tokens that live longer than MaxTTL, and whatever it cannot read;
-// it knows neither HTTP nor the database.
+// Its tokens are JWTs signed with Ed25519, short-lived, bound to one zone and limited to scopes. Nothing in a token but
+// the user's number is believed about the user: name, role and whether the account is still there are looked up at each
+// verification. It refuses every algorithm but its own, tokens that live longer than MaxTTL, and whatever it cannot
+// read; it knows neither HTTP nor the database.
 package auth
 
 import (
@@ -22,8 +22,8 @@ import (
 	"berth/internal/compute"
 )
 
-// Issuer is the issuer claim of this product's own tokens. A token of another issuer belongs to another verifier, with one
-// algorithm of its own; this one refuses it.
+// Issuer is the issuer claim of this product's own tokens. A token of another issuer belongs to another verifier, with
+// one algorithm of its own; this one refuses it.
 const Issuer = "berth"
 
 const (
@@ -33,8 +33,8 @@ const (
 	maxToken = 4096
 	// leeway forgives clocks of several control planes that differ a little, at a token's beginning only.
 	leeway = 30 * time.Second
-	// tokenType says in the header that this is an access token (RFC 9068, section 2.1), so that nothing else that the key may
-	// come to sign passes for one (RFC 8725, section 3.11).
+	// tokenType says in the header that this is an access token (RFC 9068, section 2.1), so that nothing else that the
+	// key may come to sign passes for one (RFC 8725, section 3.11).
 	tokenType = "at+jwt"
 )
 
@@ -87,7 +87,8 @@ type claims struct {
 	Scope string `json:"scope"` // separated by spaces (RFC 8693, section 4.2)
 }
 
-// Issue returns a token that lets its bearer act as u for ttl, within the scopes; without any, in everything that u may do.
+// Issue returns a token that lets its bearer act as u for ttl, within the scopes; without any, in everything that u may
+// do.
 func (a *Authority) Issue(u compute.User, ttl time.Duration, scopes ...Scope) (string, error) {
 	if ttl < time.Second || ttl > MaxTTL {
 		return "", compute.Invalid("ttl", "A token lives from 1 second to %d days.", int(MaxTTL.Hours()/24))
@@ -118,8 +119,8 @@ func (a *Authority) Issue(u compute.User, ttl time.Duration, scopes ...Scope) (s
 	return token, nil
 }
 
-// Verify returns what a token proves. The error is CodeUnauthenticated when it proves nothing, with a cause for the log; an
-// account that cannot be looked up is that lookup's own error.
+// Verify returns what a token proves. The error is CodeUnauthenticated when it proves nothing, with a cause for the
+// log; an account that cannot be looked up is that lookup's own error.
 func (a *Authority) Verify(ctx context.Context, token string) (Grant, error) {
 	c, err := a.parse(token)
 	if err != nil {

@@ -17,9 +17,9 @@ import (
 // maxKeyFile bounds what is read of a key file; an Ed25519 key takes 119 bytes.
 const maxKeyFile = 4096
 
-// OpenKey returns the signing key in the file at path, PKCS #8 in PEM, as openssl genpkey writes it. A file that is absent is
-// made, whole or not at all, also when several processes try at once. A file that is there is never replaced: a key that
-// cannot be used is an error that says what to do.
+// OpenKey returns the signing key in the file at path, PKCS #8 in PEM, as openssl genpkey writes it. A file that is
+// absent is made, whole or not at all, also when several processes try at once. A file that is there is never replaced:
+// a key that cannot be used is an error that says what to do.
 func OpenKey(path string) (ed25519.PrivateKey, error) {
 	key, err := readKey(path)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -75,7 +75,8 @@ func parseKey(text []byte) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-// makeKey writes a new key beside path and links it there, which fails when another process was first: then its key stands.
+// makeKey writes a new key beside path and links it there, which fails when another process was first: then its key
+// stands.
 func makeKey(path string) error {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

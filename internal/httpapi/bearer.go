@@ -30,7 +30,8 @@ func (s *Server) authenticate(ctx context.Context, c *fiber.Ctx, scope auth.Scop
 	}
 	r.user, r.tokenID = g.User, g.TokenID
 	if !g.Allows(scope) {
-		return compute.Principal{}, compute.Errorf(compute.CodeForbidden, "This token is not for that; it needs the scope %s.", scope)
+		err := compute.Errorf(compute.CodeForbidden, "This token is not for that; it needs the scope %s.", scope)
+		return compute.Principal{}, err
 	}
 	return g.Principal, nil
 }

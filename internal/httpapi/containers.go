@@ -33,8 +33,10 @@ type container struct {
 func (s *Server) container(v control.ContainerView) container {
 	c := container{
 		ID: v.ID, Name: v.Name, Status: v.Status, StatusMessage: v.StatusMessage, Hostname: string(v.ID) + "." + s.zone,
-		MemoryMB: v.MemoryMB, MemoryUsedMB: v.Usage.MemoryMB, StorageGB: v.StorageGB, StorageUsedGB: roundGB(v.Usage.StorageGB),
-		InstanceType: v.InstanceType, CreatedAt: timestamp(v.CreatedAt), SSHEnabled: v.SSHEnabled, HTTPSEnabled: v.HTTPSEnabled,
+		MemoryMB: v.MemoryMB, MemoryUsedMB: v.Usage.MemoryMB,
+		StorageGB: v.StorageGB, StorageUsedGB: roundGB(v.Usage.StorageGB),
+		InstanceType: v.InstanceType, CreatedAt: timestamp(v.CreatedAt),
+		SSHEnabled: v.SSHEnabled, HTTPSEnabled: v.HTTPSEnabled,
 	}
 	if c.SSHEnabled {
 		c.SSHCommand = "ssh root@" + c.Hostname

@@ -16,8 +16,8 @@ import (
 	"berth/internal/compute"
 )
 
-// object is a JSON object whose fields are taken out by name and type. The first mistake is kept for done, so that a reader
-// takes all its fields and then asks once. A null is a field that is not there.
+// object is a JSON object whose fields are taken out by name and type. The first mistake is kept for done, so that a
+// reader takes all its fields and then asks once. A null is a field that is not there.
 type object struct {
 	fields map[string]json.RawMessage
 	known  []string // those asked for
@@ -45,8 +45,8 @@ func checkType(contentType, contentEncoding string) error {
 	return nil
 }
 
-// decode parses text as one JSON object. It is stricter than encoding/json: a name may not be there twice, and the text must
-// be UTF-8 (RFC 8259, sections 4 and 8.1).
+// decode parses text as one JSON object. It is stricter than encoding/json: a name may not be there twice, and the text
+// must be UTF-8 (RFC 8259, sections 4 and 8.1).
 func decode(text []byte) (*object, error) {
 	if len(bytes.TrimSpace(text)) == 0 {
 		return nil, compute.Errorf(compute.CodeInvalid, "The body is empty; send a JSON object.")
@@ -58,7 +58,8 @@ func decode(text []byte) (*object, error) {
 	if err := json.Unmarshal(text, &whole); err != nil {
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
-			return nil, compute.Errorf(compute.CodeInvalid, "The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
+			const format = "The body is not valid JSON: %v (at byte %d)."
+			return nil, compute.Errorf(compute.CodeInvalid, format, syntax, syntax.Offset)
 		}
 		return nil, compute.Errorf(compute.CodeInvalid, "The body is not valid JSON.")
 	}
@@ -148,8 +149,8 @@ func (o *object) readText(name, want string, v []byte) string {
 	return s
 }
 
-// halfSurrogate says whether a valid JSON string escapes one half of a UTF-16 pair without the other (RFC 8259, section 8.2);
-// encoding/json would put U+FFFD in its place without a word.
+// halfSurrogate says whether a valid JSON string escapes one half of a UTF-16 pair without the other (RFC 8259, section
+// 8.2); encoding/json would put U+FFFD in its place without a word.
 func halfSurrogate(v []byte) bool {
 	unit := func(i int) uint64 { // the escape at i, or 0
 		if i+6 > len(v) || v[i] != '\\' || v[i+1] != 'u' {
@@ -271,8 +272,8 @@ func (o *object) texts(name string) []string {
 	return out
 }
 
-// done returns the first mistake. A field that nobody asked for is one: a typing error would otherwise make a container other
-// than the one that was meant, such as one that forgets a mount path.
+// done returns the first mistake. A field that nobody asked for is one: a typing error would otherwise make a container
+// other than the one that was meant, such as one that forgets a mount path.
 func (o *object) done() error {
 	if o.err != nil {
 		return o.err

@@ -1,8 +1,8 @@
 // Package httpapi is the REST surface: the contract's routes, its JSON and its statuses, on fiber.
 //
-// It reads requests strictly, asks the control plane, and writes what comes back; limits and rules about containers and keys
-// are not its own. It refuses what it cannot read in full, and answers each refusal as application/problem+json (RFC 9457)
-// by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
+// It reads requests strictly, asks the control plane, and writes what comes back; limits and rules about containers and
+// keys are not its own. It refuses what it cannot read in full, and answers each refusal as application/problem+json
+// (RFC 9457) by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
 //
 // Nothing here may keep what fiber or fasthttp hand out: they use it again once the handler returns.
 package httpapi
@@ -24,8 +24,8 @@ import (
 	"berth/internal/control"
 )
 
-// Service is the control plane's use cases, as this edge needs them. An id that is absent and one of somebody else's are the
-// same CodeNotFound. Errors that clients may read are *compute.Error.
+// Service is the control plane's use cases, as this edge needs them. An id that is absent and one of somebody else's
+// are the same CodeNotFound. Errors that clients may read are *compute.Error.
 type Service interface {
 	ListContainers(ctx context.Context, p compute.Principal) ([]control.ContainerView, error)
 	CreateContainer(ctx context.Context, p compute.Principal, r compute.ContainerRequest) (control.ContainerView, error)
@@ -111,7 +111,8 @@ func New(c Config) *Server {
 		BodyLimit: maxBody, ReadBufferSize: maxHeader, DisablePreParseMultipartForm: true,
 		ReadTimeout: cmp.Or(c.ReadTimeout, defaultReadTimeout), WriteTimeout: cmp.Or(c.WriteTimeout, defaultWriteTimeout),
 		IdleTimeout: cmp.Or(c.IdleTimeout, defaultIdleTimeout),
-		// The cap is connSet's. This one counts workers, which end a little later than their connections, and answers in text.
+		// The cap is connSet's. This one counts workers, which end a little later than their connections, and answers
+		// in text.
 		Concurrency:           2 * s.conns.limit,
 		DisableStartupMessage: true,
 		ErrorHandler:          func(c *fiber.Ctx, err error) error { s.fail(c.Context(), err); return nil },
@@ -184,8 +185,9 @@ func (s *Server) Serve(ln net.Listener) error {
 // errStopping is why requests end that are under way when Shutdown's patience does.
 var errStopping = errors.New("the server is stopping")
 
-// Shutdown stops accepting, ends idle connections at once and waits for the requests under way. When ctx ends first, they are
-// cancelled, every connection is closed, and the error is ctx's. When it returns, no request and no connection is left.
+// Shutdown stops accepting, ends idle connections at once and waits for the requests under way. When ctx ends first,
+// they are cancelled, every connection is closed, and the error is ctx's. When it returns, no request and no connection
+// is left.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.conns.stop()
 	err := s.app.ShutdownWithContext(ctx)

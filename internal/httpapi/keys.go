@@ -51,7 +51,8 @@ func (s *Server) addKey(ctx context.Context, c *fiber.Ctx, p compute.Principal) 
 	return answer{http.StatusCreated, toSSHKey(k)}, nil
 }
 
-// keyRequest reads a key to add. A name that is left out is the key's comment; one that is given and empty is a mistake.
+// keyRequest reads a key to add. A name that is left out is the key's comment; one that is given and empty is a
+// mistake.
 func (o *object) keyRequest() (name, publicKey string, err error) {
 	name, given := o.text("name")
 	publicKey, _ = o.text("public_key")

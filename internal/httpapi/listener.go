@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -64,7 +65,8 @@ func (s *connSet) stopped() bool {
 	}
 }
 
-// stop closes the listeners, and the connections on which nothing was ever read: fasthttp would wait for their first request.
+// stop closes the listeners, and the connections on which nothing was ever read: fasthttp would wait for their first
+// request.
 func (s *connSet) stop() {
 	s.mu.Lock()
 	if !s.stopped() {
@@ -124,7 +126,8 @@ func (s *connSet) forget(c *conn) {
 	delete(s.refused, c)
 }
 
-// listener hands out admitted connections, and outlives a shortage of descriptors: fasthttp takes any error for the end.
+// listener hands out admitted connections, and outlives a shortage of descriptors: fasthttp takes any error for the
+// end.
 type listener struct {
 	net.Listener
 	set *connSet
@@ -198,8 +201,8 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// The deadlines never fail: fasthttp panics when they do, as they would on a connection that stop or abort closed under it. Its
-// next read or write tells it.
+// The deadlines never fail: fasthttp panics when they do, as they would on a connection that stop or abort closed under
+// it. Its next read or write tells it.
 
 func (c *conn) SetDeadline(t time.Time) error {
 	_ = c.Conn.SetDeadline(t)
@@ -243,7 +246,8 @@ func (c *conn) refuse() {
 	body := encode(newProblem(errCrowded))
 	_ = c.SetWriteDeadline(time.Now().Add(lingerTime))
 	_, _ = fmt.Fprintf(c.Conn, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: %s\r\nContent-Length: %d\r\n"+
-		"Retry-After: %s\r\nConnection: close\r\nDate: %s\r\n\r\n%s", problemType, len(body), retryAfter, httpDate(time.Now()), body)
+		"Retry-After: %s\r\nConnection: close\r\nDate: %s\r\n\r\n%s",
+		problemType, len(body), retryAfter, time.Now().UTC().Format(http.TimeFormat), body)
 	c.linger.Store(true)
 	_ = c.Close()
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"time"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/valyala/fasthttp"
@@ -25,8 +24,8 @@ const (
 	retryAfter                     = "5" // seconds
 )
 
-// statuses is the one table from codes to statuses. 400 is the status of every value that is not as it should be, whether it
-// cannot be read or is out of range: docs/adr/0007 says why not 422.
+// statuses is the one table from codes to statuses. 400 is the status of every value that is not as it should be,
+// whether it cannot be read or is out of range: docs/adr/0007 says why not 422.
 var statuses = map[compute.Code]int{
 	compute.CodeInvalid:          http.StatusBadRequest,
 	compute.CodeUnauthenticated:  http.StatusUnauthorized,
@@ -52,20 +51,24 @@ var statuses = map[compute.Code]int{
 
 // What is said where no handler is reached.
 var (
-	errNoPath     = compute.Errorf(compute.CodeNotFound, "There is no such path; paths are exact, in lower case and without a slash at the end.")
-	errMethod     = compute.Errorf(compute.CodeMethod, "This path does not take that method; the Allow header lists those it does.")
+	errNoPath = compute.Errorf(compute.CodeNotFound,
+		"There is no such path; paths are exact, in lower case and without a slash at the end.")
+	errMethod = compute.Errorf(compute.CodeMethod,
+		"This path does not take that method; the Allow header lists those it does.")
 	errBadRequest = compute.Errorf(codeBadRequest, "That is not a well-formed HTTP request.")
-	errTooLarge   = compute.Errorf(compute.CodeTooLarge, "The body is over %d kB; nothing here needs that much.", maxBody>>10)
-	errHeader     = compute.Errorf(codeHeaderTooLong, "The request line and headers are over %d kB together; send fewer or shorter ones.", maxHeader>>10)
-	errSlow       = compute.Errorf(codeSlow, "The request did not arrive in time; send it again.")
-	errUnknown    = compute.Errorf(codeUnknownMethod, "HTTP has no such method.")
-	errLength     = compute.Errorf(codeBadRequest, "A request has a Content-Length or a Transfer-Encoding, not both.")
-	errCrowded    = compute.Errorf(compute.CodeUnavailable, "There are too many connections; try again in a moment.")
-	errStopped    = compute.Errorf(compute.CodeUnavailable, "The server is stopping; try again in a moment.")
+	errTooLarge   = compute.Errorf(compute.CodeTooLarge,
+		"The body is over %d kB; nothing here needs that much.", maxBody>>10)
+	errHeader = compute.Errorf(codeHeaderTooLong,
+		"The request line and headers are over %d kB together; send fewer or shorter ones.", maxHeader>>10)
+	errSlow    = compute.Errorf(codeSlow, "The request did not arrive in time; send it again.")
+	errUnknown = compute.Errorf(codeUnknownMethod, "HTTP has no such method.")
+	errLength  = compute.Errorf(codeBadRequest, "A request has a Content-Length or a Transfer-Encoding, not both.")
+	errCrowded = compute.Errorf(compute.CodeUnavailable, "There are too many connections; try again in a moment.")
+	errStopped = compute.Errorf(compute.CodeUnavailable, "The server is stopping; try again in a moment.")
 )
 
-// problem is the body of every error (RFC 9457, section 3.1), with our code and, where known, the field at fault. The type is
-// about:blank, so that the title is the status's own phrase; programs match on the code.
+// problem is the body of every error (RFC 9457, section 3.1), with our code and, where known, the field at fault. The
+// type is about:blank, so that the title is the status's own phrase; programs match on the code.
 type problem struct {
 	Type      string       `json:"type"`
 	Title     string       `json:"title"`
@@ -90,8 +93,9 @@ func newProblem(e *compute.Error) problem {
 func domainError(err error) *compute.Error {
 	var fe *fiber.Error
 	e := compute.AsError(err)
+	ours := e == nil || e.Code == compute.CodeInternal
 	switch {
-	case (e == nil || e.Code == compute.CodeInternal) && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)):
+	case ours && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)):
 		return &compute.Error{
 			Code: compute.CodeUnavailable, Cause: err,
 			Message: "That took too long and was given up, perhaps after it was done; look before you try again.",
@@ -128,8 +132,8 @@ func (s *Server) fail(fctx *fasthttp.RequestCtx, err error) {
 	}
 }
 
-// unreadable answers what fasthttp could not read as a request, for which no handler runs; the connection ends after it. Its
-// error is for nobody: it quotes the request, which may hold a token.
+// unreadable answers what fasthttp could not read as a request, for which no handler runs; the connection ends after
+// it. Its error is for nobody: it quotes the request, which may hold a token.
 func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
 	var (
 		small *fasthttp.ErrSmallBuffer
@@ -173,5 +177,3 @@ func writeJSON(fctx *fasthttp.RequestCtx, status int, contentType string, v any)
 	fctx.Response.SetBody(body)
 	return nil
 }
-
-func httpDate(t time.Time) string { return t.UTC().Format(http.TimeFormat) }

@@ -82,8 +82,8 @@ func (s *Server) route(fctx *fasthttp.RequestCtx, r *request) {
 	}
 }
 
-// ambiguous says whether the request has two lengths: a proxy before us may have believed the other one (RFC 9112, section
-// 6.1). It reads the headers as they came, since fasthttp has put one length in place of both.
+// ambiguous says whether the request has two lengths: a proxy before us may have believed the other one (RFC 9112,
+// section 6.1). It reads the headers as they came, since fasthttp has put one length in place of both.
 func ambiguous(h *fasthttp.RequestHeader) bool {
 	var length, coding bool
 	for line := range bytes.Lines(h.RawHeaders()) {
@@ -102,7 +102,8 @@ func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 
-	status, path := fctx.Response.StatusCode(), string(fctx.URI().PathOriginal()) // never the query, which may hold a token
+	status := fctx.Response.StatusCode()
+	path := string(fctx.URI().PathOriginal()) // never the query, which may hold a token
 	level := slog.LevelInfo
 	switch {
 	case status == http.StatusInternalServerError:
@@ -117,7 +118,8 @@ func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 	}
 	attrs := []slog.Attr{
 		slog.String("id", r.id), slog.String("method", clip(string(fctx.Method()), 16)), slog.String("path", clip(path, 128)),
-		slog.Int("status", status), slog.Duration("took", time.Since(r.began)), slog.String("remote", fctx.RemoteAddr().String()),
+		slog.Int("status", status), slog.Duration("took", time.Since(r.began)),
+		slog.String("remote", fctx.RemoteAddr().String()),
 	}
 	if r.user != 0 {
 		attrs = append(attrs, slog.Int64("user", int64(r.user)), slog.String("token", r.tokenID))
