@@ -180,8 +180,9 @@ func (s session) end() (out, errs, how string) {
 			how = m.Name
 		}
 	}
+	errs = <-stderr
 	s.Close()
-	return string(b), <-stderr, how
+	return string(b), errs, how
 }
 
 func TestExec(t *testing.T) {
