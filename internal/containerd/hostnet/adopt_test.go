@@ -12,8 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestAdoptsAfterKill kills the process that made the network, as kill -9 does: its container goes on, and the next run takes
-// it over without interrupting it.
+// TestAdoptsAfterKill kills the process that made the network, as kill -9 does: its container goes on, and the next run
+// takes it over without interrupting it.
 func TestAdoptsAfterKill(t *testing.T) {
 	w := newWorld(t)
 	listen(t, w.router, internet+":80")
@@ -166,7 +166,8 @@ func TestWarnings(t *testing.T) {
 		"FORWARD": nftables.ChainHookForward, "INPUT": nftables.ChainHookInput, "OUTPUT": nftables.ChainHookOutput,
 	} {
 		c.AddChain(&nftables.Chain{
-			Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+			Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook,
+			Priority: nftables.ChainPriorityFilter, Policy: &drop,
 		})
 	}
 	c.AddChain(&nftables.Chain{

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Check says whether Open would succeed, without changing anything: one line with the cure for each thing that is missing.
-// It may be called beside an open Network.
+// Check says whether Open would succeed, without changing anything: one line with the cure for each thing that is
+// missing. It may be called beside an open Network.
 func Check(ctx context.Context, o Options) error {
 	nm, err := namesOf(o.DataDir)
 	if err != nil {
@@ -79,8 +79,8 @@ func checkAddresses(ctx context.Context, nm names, o Options) error {
 	return nil
 }
 
-// Warnings lists what would keep containers from the network although Open succeeds: other firewalls that drop by default,
-// which Berth's table cannot overrule and leaves alone. Each is one line with the cure.
+// Warnings lists what would keep containers from the network although Open succeeds: other firewalls that drop by
+// default, which Berth's table cannot overrule and leaves alone. Each is one line with the cure.
 func Warnings(o Options) ([]string, error) {
 	nm, err := namesOf(o.DataDir)
 	if err != nil {
@@ -94,9 +94,10 @@ func Warnings(o Options) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list nftables chains: %w", err)
 	}
+	families := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}
 	var warnings []string
 	for _, ch := range chains {
-		family, ok := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}[ch.Table.Family]
+		family, ok := families[ch.Table.Family]
 		if !ok || ch.Hooknum == nil || strings.HasPrefix(ch.Table.Name, tablePrefix) {
 			continue
 		}

@@ -85,8 +85,8 @@ func nftCure(err error) error {
 	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("%w; run as root", err)
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.EPROTONOSUPPORT):
-		return fmt.Errorf("%w; the kernel needs nf_tables with nft_ct, nft_fib_inet, nft_connlimit, nft_limit, nft_masq and "+
-			"nft_reject_inet: modprobe them, or install the distribution's full kernel", err)
+		return fmt.Errorf("%w; the kernel needs nf_tables with nft_ct, nft_fib_inet, nft_connlimit, nft_limit, nft_masq "+
+			"and nft_reject_inet: modprobe them, or install the distribution's full kernel", err)
 	}
 	return err
 }
@@ -113,8 +113,10 @@ func (b *builder) sets(attached []Attachment) error {
 		}
 	}
 	// Constant: nobody empties them while the rules stand.
-	b.subnetSet = &nftables.Set{Table: b.t, Name: setSubnetName, KeyType: nftables.TypeIPAddr, Interval: true, Constant: true}
-	b.blocked = &nftables.Set{Table: b.t, Name: setBlockedName, KeyType: nftables.TypeIPAddr, Interval: true, Constant: true}
+	ranged := func(name string) *nftables.Set {
+		return &nftables.Set{Table: b.t, Name: name, KeyType: nftables.TypeIPAddr, Interval: true, Constant: true}
+	}
+	b.subnetSet, b.blocked = ranged(setSubnetName), ranged(setBlockedName)
 	var ranges []nftables.SetElement
 	for _, p := range blocked {
 		ranges = append(ranges, rangeElements(p)...)
@@ -128,7 +130,8 @@ func (b *builder) sets(attached []Attachment) error {
 		"dns_udp": &b.dnsUDP, "dns_tcp": &b.dnsTCP, "refused": &b.refused, "fresh": &b.fresh,
 	} {
 		*s = &nftables.Set{
-			Table: b.t, Name: name, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: meterIdle, Size: 65535,
+			Table: b.t, Name: name, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 65535,
+			HasTimeout: true, Timeout: meterIdle,
 		}
 		if err := b.add(*s, nil); err != nil {
 			return err
@@ -145,16 +148,17 @@ func (b *builder) add(s *nftables.Set, elems []nftables.SetElement) error {
 	return b.c.AddSet(s, elems)
 }
 
-// chains writes the rules. What a container sends is judged before connection tracking and before anybody's destination NAT,
-// so that a forbidden packet costs no state and a redirected one is judged by what it asked for; and again in forward, by
-// where it now goes.
+// chains writes the rules. What a container sends is judged before connection tracking and before anybody's destination
+// NAT, so that a forbidden packet costs no state and a redirected one is judged by what it asked for; and again in
+// forward, by where it now goes.
 func (b *builder) chains() {
 	raw, filter := nftables.ChainPriorityRaw, nftables.ChainPriorityFilter
 	prerouting := b.base("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, raw)
 	input := b.base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, filter)
 	forward := b.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, filter)
 	output := b.base("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, raw)
-	postrouting := b.base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	source := nftables.ChainPriorityNATSource
+	postrouting := b.base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, source)
 	from := b.chain("from_container")
 	dnsUDP, dnsTCP := b.chain("to_resolver_udp"), b.chain("to_resolver_tcp")
 	egress := b.chain("egress")

@@ -28,8 +28,8 @@ const (
 // hostLock is held by whoever changes what instances share: the subnets, and forwarding.
 type hostLock struct{ f *os.File }
 
-// lockHost takes the lock. It tries again and again, because a blocked flock cannot be given up when ctx ends; holders keep
-// it for milliseconds.
+// lockHost takes the lock. It tries again and again, because a blocked flock cannot be given up when ctx ends; holders
+// keep it for milliseconds.
 func lockHost(ctx context.Context) (*hostLock, error) {
 	for {
 		l, err := tryLockHost()
@@ -123,8 +123,9 @@ func (*hostLock) setForwarding(s forwardingState) error {
 	return nil
 }
 
-// enableForwarding makes the uplinks forward: the links over which anything is routed that containers may reach, since the
-// answers come in there. The global switch would make a router of every link, and turning it off again resets them all.
+// enableForwarding makes the uplinks forward: the links over which anything is routed that containers may reach, since
+// the answers come in there. The global switch would make a router of every link, and turning it off again resets them
+// all.
 func enableForwarding(lock *hostLock, nm names) error {
 	uplinks, err := uplinks(nm)
 	if err != nil {
@@ -238,5 +239,7 @@ func leadsOut(r netlink.Route) bool {
 	if !ok {
 		return false
 	}
-	return !slices.ContainsFunc(blocked, func(b netip.Prefix) bool { return b.Bits() <= p.Bits() && b.Contains(p.Addr()) })
+	return !slices.ContainsFunc(blocked, func(b netip.Prefix) bool {
+		return b.Bits() <= p.Bits() && b.Contains(p.Addr())
+	})
 }

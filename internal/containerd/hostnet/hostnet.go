@@ -5,9 +5,10 @@
 // host, by any of the host's addresses. Nothing reaches a container from outside: sessions use a unix socket. There is
 // no bridge, because on one a container's ARP takes over another's address; see docs/adr/0005.
 //
-// The kernel holds the state: an attachment is a veth whose name carries the container's id and whose peer address is the
-// container's. So a run that was killed leaves nothing to repair, and the next one adopts what it finds. Berth's table is
-// one among the machine's: a firewall of the operator's that drops what this one lets pass is not overruled, only reported.
+// The kernel holds the state: an attachment is a veth whose name carries the container's id and whose peer address is
+// the container's. So a run that was killed leaves nothing to repair, and the next one adopts what it finds. Berth's
+// table is one among the machine's: a firewall of the operator's that drops what this one lets pass is not overruled,
+// only reported.
 package hostnet
 
 import (
@@ -32,7 +33,8 @@ type Options struct {
 	Upstreams []netip.AddrPort // DNS servers to ask; none: those of /etc/resolv.conf, read again when it changes
 	Log       *slog.Logger     // nil: slog.Default()
 
-	// MaxConns bounds what one container may hold in the host's connection tracking table; 0: a share of the host's limit.
+	// MaxConns bounds what one container may hold in the host's connection tracking table; 0: a share of the host's
+	// limit.
 	MaxConns int
 	// NewConnsPerSecond bounds the rate at which one container opens connections; 0: 1000.
 	NewConnsPerSecond int
@@ -111,7 +113,8 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 	return n, nil
 }
 
-// run builds the kernel's part and starts the goroutines that Close ends. It listens for changes first, so as to miss none.
+// run builds the kernel's part and starts the goroutines that Close ends. It listens for changes first, so as to miss
+// none.
 func (n *Network) run(ctx context.Context, lock *hostLock) error {
 	tables, err := subscribe(tableChanges)
 	if err != nil {
@@ -179,8 +182,8 @@ func (n *Network) exclusive(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// Attach connects the network namespace at netnsPath, for the container id, with addr or, when that is zero, with a free
-// address. Attaching again repairs what is missing and keeps the address.
+// Attach connects the network namespace at netnsPath, for the container id, with addr or, when that is zero, with a
+// free address. Attaching again repairs what is missing and keeps the address.
 func (n *Network) Attach(ctx context.Context, id string, addr netip.Addr, netnsPath string) (Attachment, error) {
 	if err := checkID(id); err != nil {
 		return Attachment{}, err
@@ -259,7 +262,8 @@ func (n *Network) assignable(a netip.Addr) bool {
 	return n.subnet.Contains(a) && a != n.gateway && a != n.subnet.Addr() && a != lastAddr(n.subnet)
 }
 
-// Detach removes the container's link, its place in the table and its tracked connections. It succeeds when there are none.
+// Detach removes the container's link, its place in the table and its tracked connections. It succeeds when there are
+// none.
 func (n *Network) Detach(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -314,8 +318,8 @@ func (n *Network) Attached(ctx context.Context) ([]Attachment, error) {
 	return attached, err
 }
 
-// Destroy removes the instance's links and table, open or not, and turns off the forwarding that Berth turned on when no
-// other instance is left. The choice of subnet stays in the data directory. Close the Network first.
+// Destroy removes the instance's links and table, open or not, and turns off the forwarding that Berth turned on when
+// no other instance is left. The choice of subnet stays in the data directory. Close the Network first.
 func Destroy(ctx context.Context, dataDir string) error {
 	nm, err := namesOf(dataDir)
 	if err != nil {

@@ -206,7 +206,8 @@ func TestSubnetIsKeptAndGivesWay(t *testing.T) {
 	if n.Subnet() != first {
 		t.Errorf("the subnet was %s and is %s", first, n.Subnet())
 	}
-	// A route that comes now: nothing changes for running containers, and the next run without any takes another subnet.
+	// A route that comes now: nothing changes for running containers, and the next run without any takes another
+	// subnet.
 	_, at := attach(t, n, "0000000a")
 	blackhole(t, first.String())
 	check(t, n.Close())
@@ -346,7 +347,8 @@ func TestLeavesNoTrace(t *testing.T) {
 	before := machine(t)
 	routes := goleak.IgnoreCurrent()
 	dir := t.TempDir()
-	n, err := Open(testContext(t), Options{DataDir: dir, Upstreams: []netip.AddrPort{netip.MustParseAddrPort(internet + ":53")}})
+	up := []netip.AddrPort{netip.MustParseAddrPort(internet + ":53")}
+	n, err := Open(testContext(t), Options{DataDir: dir, Upstreams: up})
 	check(t, err)
 	a, _ := attach(t, n, "0000000a")
 	_, _ = attach(t, n, "0000000b")

@@ -23,8 +23,8 @@ type probe struct {
 	guarded bool // stopped without the table too: the forwarder itself looks at the source
 }
 
-// TestIsolation makes every probe with the table and once more without it: each must fail and then succeed, or it proves
-// nothing.
+// TestIsolation makes every probe with the table and once more without it: each must fail and then succeed, or it
+// proves nothing.
 func TestIsolation(t *testing.T) {
 	w := newWorld(t)
 	dir, otherDir := t.TempDir(), t.TempDir()
@@ -80,7 +80,9 @@ func TestIsolation(t *testing.T) {
 		dnsProbe("another instance's DNS forwarder", a, other.Gateway()),
 		dnsProbe("outside to the DNS forwarder", w.router, n.Gateway()),
 	}
-	for _, addr := range []string{"10.200.0.1", "100.64.9.9", "169.254.169.254", "172.16.5.5", "172.31.255.254", "192.168.77.1"} {
+	for _, addr := range []string{
+		"10.200.0.1", "100.64.9.9", "169.254.169.254", "172.16.5.5", "172.31.255.254", "192.168.77.1",
+	} {
 		w.have(addr)
 		listen(t, w.router, addr+":80")
 		probes = append(probes, tcp("container to a private range", a, addr+":80"))
@@ -91,7 +93,9 @@ func TestIsolation(t *testing.T) {
 		}
 	}
 	// What is just outside of the blocked ranges is reached.
-	for _, addr := range []string{"11.0.0.1", "100.63.255.254", "100.128.0.1", "169.253.1.1", "172.15.0.1", "172.32.0.1", "192.167.1.1"} {
+	for _, addr := range []string{
+		"11.0.0.1", "100.63.255.254", "100.128.0.1", "169.253.1.1", "172.15.0.1", "172.32.0.1", "192.167.1.1",
+	} {
 		w.have(addr)
 		listen(t, w.router, addr+":80")
 		a.mustDial(addr + ":80")
@@ -119,7 +123,8 @@ func (w *world) answerTo(nets ...*Network) {
 		l, err := netlink.LinkByName("down0")
 		for _, n := range nets {
 			dst := &net.IPNet{IP: n.subnet.Addr().AsSlice(), Mask: net.CIDRMask(n.subnet.Bits(), 32)}
-			err = errors.Join(err, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Gw: net.ParseIP(hostPublic)}))
+			r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Gw: net.ParseIP(hostPublic)}
+			err = errors.Join(err, netlink.RouteAdd(r))
 		}
 		return err
 	})
@@ -385,7 +390,8 @@ func TestARPSpoofing(t *testing.T) {
 	answers := a.listenARP()
 	arp := func(op uint16, sender, target netip.Addr) []byte {
 		mac := macOf(atA.ID, true)
-		f := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac, []byte{0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, byte(op)},
+		header := []byte{0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, byte(op)}
+		f := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac, header,
 			mac, sender.AsSlice(), make([]byte, 6), target.AsSlice())
 		return f
 	}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestConnectionLimit has one container open more connections than it may: the rest fails, other containers are unharmed, and
-// what it had is free again when it goes.
+// TestConnectionLimit has one container open more connections than it may: the rest fails, other containers are
+// unharmed, and what it had is free again when it goes.
 func TestConnectionLimit(t *testing.T) {
 	w := newWorld(t)
 	listen(t, w.router, internet+":80")

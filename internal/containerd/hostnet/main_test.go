@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The tests need a machine of their own: addresses, routes, forwarding and a firewall to take apart. So the test binary runs
-// itself again in a fresh network namespace, with a /run of its own; this machine's network is never touched.
+// The tests need a machine of their own: addresses, routes, forwarding and a firewall to take apart. So the test binary
+// runs itself again in a fresh network namespace, with a /run of its own; this machine's network is never touched.
 const insideEnv = "BERTH_TEST_HOSTNET"
 
 func TestMain(m *testing.M) {
@@ -41,7 +41,9 @@ func TestMain(m *testing.M) {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), insideEnv+"=tests")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+	}
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

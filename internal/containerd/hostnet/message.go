@@ -23,8 +23,8 @@ type query struct {
 
 const headerBytes = 12
 
-// parseQuery reads a query. Without one it returns the reply that the packet deserves, nil for none: never to a reply, or two
-// servers could be set to talk for ever.
+// parseQuery reads a query. Without one it returns the reply that the packet deserves, nil for none: never to a reply,
+// or two servers could be set to talk for ever.
 func parseQuery(b []byte) (*query, *dns.Msg) {
 	if len(b) < headerBytes || b[2]&0x80 != 0 {
 		return nil, nil
@@ -57,7 +57,8 @@ func parseQuery(b []byte) (*query, *dns.Msg) {
 	return q, nil
 }
 
-// upstream is the query as it is sent on: the question and the flags that say how to answer it, nothing else of the client's.
+// upstream is the query as it is sent on: the question and the flags that say how to answer it, nothing else of the
+// client's.
 func (q *query) upstream() *dns.Msg {
 	m := &dns.Msg{Question: []dns.Question{q.question}}
 	m.Id = dns.Id()
@@ -100,8 +101,8 @@ func fitAnswer(q *query, resp *dns.Msg, tcp bool) *dns.Msg {
 	return resp
 }
 
-// withoutOPT drops the options: they are between two neighbours alone (RFC 6891, section 6.1.1). What they add to the code
-// was moved there by Unpack.
+// withoutOPT drops the options: they are between two neighbours alone (RFC 6891, section 6.1.1). What they add to the
+// code was moved there by Unpack.
 func withoutOPT(resp *dns.Msg) []dns.RR {
 	var extra []dns.RR
 	for _, rr := range resp.Extra {

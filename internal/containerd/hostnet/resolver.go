@@ -34,8 +34,8 @@ const (
 	acceptPause       = 50 * time.Millisecond
 )
 
-// resolver forwards the containers' DNS queries to the host's resolvers. It trusts neither side: a query is rebuilt from its
-// question, and an answer is passed on only when it answers that question.
+// resolver forwards the containers' DNS queries to the host's resolvers. It trusts neither side: a query is rebuilt
+// from its question, and an answer is passed on only when it answers that question.
 type resolver struct {
 	udp       *net.UDPConn
 	tcp       net.Listener
@@ -48,7 +48,8 @@ type resolver struct {
 	handlers sync.WaitGroup
 }
 
-// listenResolver listens at the gateway's address, which need not be there yet: it comes with the first container's link.
+// listenResolver listens at the gateway's address, which need not be there yet: it comes with the first container's
+// link.
 func listenResolver(
 	ctx context.Context, subnet netip.Prefix, gw netip.Addr, upstreams func() []netip.AddrPort, log *slog.Logger,
 ) (*resolver, error) {
@@ -60,8 +61,9 @@ func listenResolver(
 	at := netip.AddrPortFrom(gw, 53).String()
 	fail := func(err error) error {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("DNS forwarder: port 53 of %s is taken: another berth serves this data directory, or a DNS server of "+
-				"this machine listens on every address; end the one, or give the other its own addresses (dnsmasq: bind-interfaces): %w", gw, err)
+			return fmt.Errorf("DNS forwarder: port 53 of %s is taken: another berth serves this data directory, or a DNS "+
+				"server of this machine listens on every address; end the one, or give the other its own addresses "+
+				"(dnsmasq: bind-interfaces): %w", gw, err)
 		}
 		return fmt.Errorf("DNS forwarder: %w", err)
 	}
@@ -76,7 +78,9 @@ func listenResolver(
 	}
 	// Room for the bursts that the table lets pass, of several containers at once.
 	if raw, err := pc.(*net.UDPConn).SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, udpBuffer) })
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, udpBuffer)
+		})
 	}
 	return &resolver{
 		udp: pc.(*net.UDPConn), tcp: l, subnet: subnet, upstreams: upstreams, log: log,

@@ -12,7 +12,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// server is the Internet's DNS server: a.example., big.example. (3 kB of TXT) and slow.example., which is never answered.
+// server is the Internet's DNS server: a.example., big.example. (3 kB of TXT) and slow.example., which is never
+// answered.
 type server struct {
 	asked atomic.Int64
 	stop  chan struct{}
@@ -307,7 +308,8 @@ func TestFloodBeside(t *testing.T) {
 	close(stop)
 	sent := <-flooded + <-flooded
 	took := time.Since(begin)
-	t.Logf("%d lookups beside %d of a flood in %v, the slowest %v; the server was asked %d times", 2*lookups, sent, took, slowest, up.asked.Load())
+	t.Logf("%d lookups beside %d of a flood in %v, the slowest %v; the server was asked %d times",
+		2*lookups, sent, took, slowest, up.asked.Load())
 	if most := int64(2*lookups + 2*dnsPerSecond*int(took.Seconds()+2)); up.asked.Load() > most {
 		t.Errorf("the server was asked %d times, at most %d expected", up.asked.Load(), most)
 	}

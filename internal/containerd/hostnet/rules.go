@@ -27,7 +27,9 @@ func join(parts ...[]expr.Any) []expr.Any {
 	return all
 }
 
-func (b *builder) base(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+func (b *builder) base(
+	name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority,
+) *nftables.Chain {
 	return b.c.AddChain(&nftables.Chain{Name: name, Table: b.t, Type: typ, Hooknum: hook, Priority: prio})
 }
 
@@ -117,7 +119,8 @@ func tcpSyn() []expr.Any {
 	}
 }
 
-// daddrNotUnicast matches destinations that the kernel's local table knows: the host's addresses, broadcast and multicast.
+// daddrNotUnicast matches destinations that the kernel's local table knows: the host's addresses, broadcast and
+// multicast.
 func daddrNotUnicast() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
@@ -143,7 +146,9 @@ func (b *builder) meter(s *nftables.Set, limit expr.Any) []expr.Any {
 		op = unix.NFT_DYNSET_OP_ADD
 	}
 	return join(address(saddr), []expr.Any{
-		&expr.Dynset{SrcRegKey: 1, SetName: s.Name, SetID: s.ID, Operation: op, Timeout: s.Timeout, Exprs: []expr.Any{limit}},
+		&expr.Dynset{
+			SrcRegKey: 1, SetName: s.Name, SetID: s.ID, Operation: op, Timeout: s.Timeout, Exprs: []expr.Any{limit},
+		},
 	})
 }
 
@@ -153,7 +158,8 @@ func over(perSecond int) expr.Any   { return rate(perSecond, true) }
 
 func rate(perSecond int, over bool) expr.Any {
 	return &expr.Limit{
-		Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond, Burst: uint32(2 * perSecond), Over: over,
+		Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond,
+		Burst: uint32(2 * perSecond), Over: over,
 	}
 }
 

@@ -24,7 +24,8 @@ const (
 	choiceFile  = "network.json"
 )
 
-// blocked is what containers never reach. Subnets are chosen inside it, so that no instance's containers reach another's.
+// blocked is what containers never reach. Subnets are chosen inside it, so that no instance's containers reach
+// another's.
 var blocked = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("100.64.0.0/10"),
@@ -35,8 +36,8 @@ var blocked = []netip.Prefix{
 	netip.MustParsePrefix("224.0.0.0/4"),
 }
 
-// pools are where a subnet is looked for, in this order: away from what Docker, Podman, libvirt, Kubernetes and the large
-// clouds take by default. A VPN that routes all of 10/8 leaves the others.
+// pools are where a subnet is looked for, in this order: away from what Docker, Podman, libvirt, Kubernetes and the
+// large clouds take by default. A VPN that routes all of 10/8 leaves the others.
 var pools = []netip.Prefix{
 	netip.MustParsePrefix("10.64.0.0/12"),
 	netip.MustParsePrefix("172.28.0.0/14"),
@@ -82,8 +83,8 @@ func chooseSubnet(nm names, dataDir string, want netip.Prefix) (netip.Prefix, er
 	return p, keepSubnet(dataDir, p)
 }
 
-// findSubnet returns the subnet asked for, the one of earlier runs, or a free one. The caller holds the host's lock. While
-// containers are attached their subnet stays, whatever it now clashes with.
+// findSubnet returns the subnet asked for, the one of earlier runs, or a free one. The caller holds the host's lock.
+// While containers are attached their subnet stays, whatever it now clashes with.
 func findSubnet(nm names, dataDir string, want netip.Prefix) (netip.Prefix, error) {
 	if want.IsValid() {
 		if err := checkSubnet(want); err != nil {
@@ -100,7 +101,8 @@ func findSubnet(nm names, dataDir string, want netip.Prefix) (netip.Prefix, erro
 	}
 	if len(attached) > 0 && kept.IsValid() {
 		if want.IsValid() && want != kept {
-			return netip.Prefix{}, fmt.Errorf("containers are running in subnet %s; stop them before changing it to %s", kept, want)
+			return netip.Prefix{}, fmt.Errorf("containers are running in subnet %s; "+
+				"stop them before changing it to %s", kept, want)
 		}
 		return kept, nil
 	}
@@ -137,8 +139,8 @@ func nthSubnet(pool netip.Prefix, i uint64) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4(b), subnetBits)
 }
 
-// checkSubnet refuses what could not isolate: containers of a subnet outside the blocked ranges could be reached by those
-// of another instance.
+// checkSubnet refuses what could not isolate: containers of a subnet outside the blocked ranges could be reached by
+// those of another instance.
 func checkSubnet(p netip.Prefix) error {
 	if !p.Addr().Is4() || p != p.Masked() || p.Bits() < 16 || p.Bits() > 29 {
 		return fmt.Errorf("subnet %s: give an IPv4 network from /16 to /29, such as 10.64.8.0/22", p)
@@ -273,7 +275,8 @@ func usedRanges(nm names) (uses, error) {
 // allRoutes dumps the IPv4 routes of every table.
 func allRoutes() ([]netlink.Route, error) {
 	routes, err := dump(func() ([]netlink.Route, error) {
-		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
@@ -281,8 +284,8 @@ func allRoutes() ([]netlink.Route, error) {
 	return routes, nil
 }
 
-// freeAddr returns an address that no container has, first the one that the id's hash gives: a container mostly gets the same
-// address again, and an address is mostly not another container's soon after.
+// freeAddr returns an address that no container has, first the one that the id's hash gives: a container mostly gets
+// the same address again, and an address is mostly not another container's soon after.
 func freeAddr(subnet netip.Prefix, id string, taken map[netip.Addr]string) (netip.Addr, error) {
 	b := subnet.Addr().As4()
 	base := binary.BigEndian.Uint32(b[:])

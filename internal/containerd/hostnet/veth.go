@@ -73,8 +73,8 @@ func inNetns(ns int, f func() error) error {
 	return <-result
 }
 
-// macOf gives the two ends of a container's link fixed addresses. Set at creation, they are left alone by udev, and each end
-// knows the other's without asking: ARP is off.
+// macOf gives the two ends of a container's link fixed addresses. Set at creation, they are left alone by udev, and
+// each end knows the other's without asking: ARP is off.
 func macOf(id string, inner bool) net.HardwareAddr {
 	mac := net.HardwareAddr{0x02, 0xbe} // locally administered
 	if inner {
@@ -116,8 +116,8 @@ func connect(at Attachment, ns int) error {
 	return awaitRunning(host.Attrs().Index)
 }
 
-// awaitRunning returns when the host's end transmits. The kernel activates it a moment after the container's end is up, and
-// drops what is sent before: the answer to a container's first packet.
+// awaitRunning returns when the host's end transmits. The kernel activates it a moment after the container's end is up,
+// and drops what is sent before: the answer to a container's first packet.
 func awaitRunning(index int) error {
 	changes, err := subscribe(linkChanges)
 	if err != nil {
@@ -143,7 +143,8 @@ func awaitRunning(index int) error {
 	}
 }
 
-// existingLink returns the attachment's link if it leads into ns, and removes one that leads elsewhere; nil when there is none.
+// existingLink returns the attachment's link if it leads into ns, and removes one that leads elsewhere; nil when there
+// is none.
 func existingLink(at Attachment, ns int) (netlink.Link, error) {
 	host, err := netlink.LinkByName(at.HostIf)
 	if isAbsent(err) {
@@ -175,8 +176,8 @@ func existingLink(at Attachment, ns int) (netlink.Link, error) {
 	return nil, deleteLink(at.HostIf)
 }
 
-// configureHost sets up the host's end. It carries the gateway's address, as every other link does, and the route to the
-// container is its peer route; nothing is learned from what the container sends.
+// configureHost sets up the host's end. It carries the gateway's address, as every other link does, and the route to
+// the container is its peer route; nothing is learned from what the container sends.
 func configureHost(at Attachment, host netlink.Link) error {
 	conf := "net/ipv4/conf/" + at.HostIf + "/"
 	for _, s := range []struct{ key, value string }{
@@ -207,15 +208,18 @@ func configureHost(at Attachment, host netlink.Link) error {
 		return err
 	}
 	// Adding the address made this route only if the link was up then.
-	route := &netlink.Route{LinkIndex: host.Attrs().Index, Dst: peer, Src: at.Gateway.AsSlice(), Scope: netlink.SCOPE_LINK}
-	route.Protocol = unix.RTPROT_KERNEL
+	route := &netlink.Route{
+		LinkIndex: host.Attrs().Index, Dst: peer, Src: at.Gateway.AsSlice(), Scope: netlink.SCOPE_LINK,
+		Protocol: unix.RTPROT_KERNEL,
+	}
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("add route: %w", err)
 	}
 	return nil
 }
 
-// configureInner sets up the container's end, on a thread in its namespace. IPv6 is off there, and stays on for its loopback.
+// configureInner sets up the container's end, on a thread in its namespace. IPv6 is off there, and stays on for its
+// loopback.
 func configureInner(at Attachment) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -331,8 +335,8 @@ func linkNames() (map[int]string, error) {
 	return m, nil
 }
 
-// uplinkMTU returns the smallest MTU among the links with a default route, at most 1500: what a container announces as its
-// segment size then fits the host's uplink, also where the path swallows "fragmentation needed".
+// uplinkMTU returns the smallest MTU among the links with a default route, at most 1500: what a container announces as
+// its segment size then fits the host's uplink, also where the path swallows "fragmentation needed".
 func uplinkMTU() (int, error) {
 	routes, err := allRoutes()
 	if err != nil {
@@ -340,7 +344,10 @@ func uplinkMTU() (int, error) {
 	}
 	mtu := defaultMTU
 	for _, r := range routes {
-		if p, ok := prefixOf(r.Dst); r.Dst != nil && (!ok || p.Bits() != 0) || r.LinkIndex == 0 || r.Type != unix.RTN_UNICAST {
+		if p, ok := prefixOf(r.Dst); r.Dst != nil && (!ok || p.Bits() != 0) {
+			continue
+		}
+		if r.LinkIndex == 0 || r.Type != unix.RTN_UNICAST {
 			continue
 		}
 		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
@@ -390,7 +397,8 @@ func writeSysctl(key, value string) error {
 	case errors.Is(err, fs.ErrNotExist) && len(key) > 8 && key[:8] == "net/ipv6":
 		return nil // a kernel without IPv6
 	case errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("set %s: /proc/sys is read-only here; run Berth on the machine itself, not in a container: %w", key, err)
+		return fmt.Errorf("set %s: /proc/sys is read-only here; run Berth on the machine itself, not in a container: %w",
+			key, err)
 	case err != nil:
 		return fmt.Errorf("set %s: %w", key, err)
 	}

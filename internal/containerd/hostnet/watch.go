@@ -95,8 +95,8 @@ func anyMessage(b []byte, matters func(uint16) bool) bool {
 	return false
 }
 
-// watch repairs the table when somebody removes it ("nft flush ruleset" is how distributions reload their firewall), and
-// makes new uplinks forward, until ctx ends.
+// watch repairs the table when somebody removes it ("nft flush ruleset" is how distributions reload their firewall),
+// and makes new uplinks forward, until ctx ends.
 func (n *Network) watch(ctx context.Context, tables, routes *subscription) {
 	settled := time.NewTimer(0)
 	if !settled.Stop() {
