@@ -181,34 +181,39 @@ func doctorCommand() *cobra.Command {
 		Use: "doctor", Short: "Check that this machine can run Berth, and say what to do where it cannot", Args: cobra.NoArgs,
 		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
 			checks := app.Doctor(cmd.Context(), c)
-			failed := 0
+			if err := printChecks(cmd, checks); err != nil {
+				return err
+			}
 			for _, k := range checks {
-				if !k.OK {
-					failed++
+				if !k.OK && k.Needed {
+					return errReported
 				}
-			}
-			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(checks); err != nil {
-					return err
-				}
-			} else {
-				for _, k := range checks {
-					mark := "ok  "
-					if !k.OK {
-						mark = "FAIL"
-					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s  %s: %s\n", mark, k.Name, k.Detail)
-					if !k.OK && k.Cure != "" {
-						fmt.Fprintf(cmd.OutOrStdout(), "      %s\n", k.Cure)
-					}
-				}
-			}
-			if failed > 0 {
-				return errReported
 			}
 			return nil
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
+}
+
+func printChecks(cmd *cobra.Command, checks []app.Check) error {
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(checks)
+	}
+	for _, k := range checks {
+		mark := "ok  "
+		switch {
+		case !k.OK && k.Needed:
+			mark = "FAIL"
+		case !k.OK:
+			mark = "warn"
+		}
+		if k.Detail != "" {
+			k.Name += ": "
+		}
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s  %s%s\n", mark, k.Name, k.Detail); err != nil {
+			return err
+		}
+	}
+	return nil
 }
