@@ -123,9 +123,10 @@ func follow(log io.Reader, say func(string, ...any)) string {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		line := lines.Text()
-		if stage, ok := strings.CutPrefix(line, "I: "); ok && strings.HasSuffix(stage, "...") &&
-			!strings.HasPrefix(stage, "removing") {
-			say("%s", strings.TrimSuffix(stage, "..."))
+		stage, ok := strings.CutPrefix(line, "I: ")
+		if stage, more := strings.CutSuffix(stage, "..."); ok && more && !strings.HasPrefix(stage, "removing") &&
+			!strings.Contains(stage, "signal") {
+			say("%s", stage)
 		}
 		last = append(last, line)
 		last = last[max(0, len(last)-40):]
