@@ -141,9 +141,9 @@ func refsOf(l layout) ([]compute.Ref, error) {
 	return refs, nil
 }
 
-// unmountBelow ends every mount below dir, the last made first.
+// unmountBelow ends every mount at or below dir, the last made first.
 func unmountBelow(dir string) error {
-	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir + "/"))
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return err
 	}
