@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth/internal/app"
 	"berth/internal/config"
 	"berth/internal/version"
 )
@@ -31,7 +30,7 @@ func main() {
 	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), doctorCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errReported) {
-			fmt.Fprintln(os.Stderr, "berth:", app.Explain(err))
+			fmt.Fprintln(os.Stderr, "berth:", err)
 		}
 		os.Exit(1)
 	}

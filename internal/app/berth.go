@@ -45,7 +45,13 @@ var (
 // shutdownTimeout bounds a graceful stop: then what still serves is cut off.
 const shutdownTimeout = 15 * time.Second
 
-// berth is every part of an installation in one process.
+// edge is a server that clients reach.
+type edge struct {
+	serve    func() error
+	shutdown func(context.Context) error
+}
+
+// berth is the parts of an installation that live in one process.
 type berth struct {
 	cfg   config.Config
 	log   *slog.Logger
@@ -60,12 +66,12 @@ type berth struct {
 	operator  Operator
 	engine    *containerd.Engine
 	control   *control.Service
-	sessions  *session.Multiplexer
-	gateway   *sshproxy.Gateway
-	api       *httpapi.Server
 	hostKeys  []ssh.Signer
 
-	closers []func() error // run in reverse
+	edges   []edge                        // what clients reach
+	tasks   []func(context.Context) error // what ends together with them
+	inner   []func(context.Context) error // what they need: it ends after them
+	closers []func() error                // run in reverse
 }
 
 func (b *berth) onClose(f func() error) { b.closers = append(b.closers, f) }
@@ -141,13 +147,10 @@ func OpenOperator(ctx context.Context, c config.Config) (Operator, error) {
 	return b.operator, nil
 }
 
-// openParts makes everything else. The engine's progress goes to p.
-func (b *berth) openParts(ctx context.Context, p *progress) (err error) {
+// openEngine starts what runs containers; its progress goes to p.
+func (b *berth) openEngine(ctx context.Context, p *progress) error {
 	installation, err := b.store.InstallationID(ctx)
 	if err != nil {
-		return err
-	}
-	if b.hostKeys, err = sshproxy.OpenHostKeys(b.cfg.DataDir); err != nil {
 		return err
 	}
 	options, err := engineOptions(b.cfg)
@@ -159,30 +162,64 @@ func (b *berth) openParts(ctx context.Context, p *progress) (err error) {
 		return err
 	}
 	b.onClose(b.engine.Close)
+	b.control = control.New(control.Config{
+		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(), Log: b.log.With("part", "control"),
+	})
+	b.inner = append(b.inner, b.control.Run)
+	return nil
+}
 
-	bus, err := event.Open(ctx, b.store, b.log.With("part", "event"))
+// openEvents begins to follow the changes in src.
+func (b *berth) openEvents(ctx context.Context, src event.Source) error {
+	bus, err := event.Open(ctx, src, b.log.With("part", "event"))
 	if err != nil {
 		return err
 	}
 	b.bus.Store(bus)
-	b.control = control.New(control.Config{
-		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(), Log: b.log.With("part", "control"),
+	b.inner = append(b.inner, bus.Run)
+	return nil
+}
+
+// openAPI makes the REST server, on l.
+func (b *berth) openAPI(l net.Listener) {
+	api := httpapi.New(httpapi.Config{
+		Service: b.control, Verifier: b.authority, Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 	})
-	b.sessions = session.New(session.Options{
-		Dialer: b.engine, Software: "berth " + version.String(), Log: b.log.With("part", "session"),
+	b.edges = append(b.edges, edge{func() error { return api.Serve(l) }, api.Shutdown})
+}
+
+// openOperator makes the server of the operator's commands, on l.
+func (b *berth) openOperator(l net.Listener) {
+	srv := &http.Server{Handler: operatorHandler(b.operator, b.log), ReadHeaderTimeout: 5 * time.Second}
+	serve := func() error {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	}
+	b.edges = append(b.edges, edge{serve, srv.Shutdown})
+	b.onClose(func() error { return removeQuietly(b.files.path(operatorSocket)) })
+}
+
+// openGateway makes the SSH gateway, on l.
+func (b *berth) openGateway(l net.Listener, dir sshproxy.Directory, dial session.Dialer, containers lobby.Service) (err error) {
+	if b.hostKeys, err = sshproxy.OpenHostKeys(b.cfg.DataDir); err != nil {
+		return err
+	}
+	sessions := session.New(session.Options{
+		Dialer: dial, Software: "berth " + version.String(), Log: b.log.With("part", "session"),
 	})
-	lob := lobby.New(b.zone, b.control, b.log.With("part", "lobby"))
-	b.gateway, err = sshproxy.New(sshproxy.Options{
-		Zone: b.zone, HostKeys: b.hostKeys, Directory: b.store, Sessions: b.sessions, Changes: b.changes,
+	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
+	gateway, err := sshproxy.New(sshproxy.Options{
+		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: sessions, Changes: b.changes,
 		Lobby: func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
 		Log:   b.log.With("part", "ssh"),
 	})
 	if err != nil {
 		return err
 	}
-	b.api = httpapi.New(httpapi.Config{
-		Service: b.control, Verifier: b.authority, Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
-	})
+	shutdown := func(ctx context.Context) error { return errors.Join(gateway.Shutdown(ctx), sessions.Close(ctx)) }
+	b.edges = append(b.edges, edge{func() error { return gateway.Serve(l) }, shutdown})
 	return nil
 }
 
@@ -235,99 +272,81 @@ func hostTypes() []compute.InstanceType {
 	return types
 }
 
-// serve lets all parts work on the given listeners until ctx ends or one of them fails, then ends them in order: first what
-// lets clients in, then the loop.
-func (b *berth) serve(ctx context.Context, l listeners, ready func(context.Context) error) error {
-	operators := &http.Server{Handler: operatorHandler(b.operator, b.log), ReadHeaderTimeout: 5 * time.Second}
+// serve lets all parts work until ctx ends or one of them fails, then ends them in order: first what lets clients in, then
+// what they need. ready is called once everything serves.
+func (b *berth) serve(ctx context.Context, ready func() error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	inner, stop := context.WithCancel(context.WithoutCancel(ctx)) // outlives the clients
-	defer stop()
-	g.Go(func() error { return b.bus.Load().Run(inner) })
-	g.Go(func() error { return b.control.Run(inner) })
-	g.Go(func() error { return b.gateway.Serve(l.ssh) })
-	g.Go(func() error { return b.api.Serve(l.http) })
-	g.Go(func() error {
-		if err := operators.Serve(l.operator); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	g.Go(func() error { return b.renewToken(ctx) })
-	g.Go(func() error { return ready(ctx) })
+	innerCtx, stopInner := context.WithCancel(context.WithoutCancel(ctx)) // outlives the clients
+	defer stopInner()
+	for _, run := range b.inner {
+		g.Go(func() error { return run(innerCtx) })
+	}
+	for _, e := range b.edges {
+		g.Go(e.serve)
+	}
+	for _, run := range b.tasks {
+		g.Go(func() error { return run(ctx) })
+	}
+	g.Go(ready)
 	g.Go(func() error {
 		<-ctx.Done()
 		b.log.Info("stopping")
 		deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
-		err := errors.Join(b.api.Shutdown(deadline), b.gateway.Shutdown(deadline), operators.Shutdown(deadline),
-			b.sessions.Close(deadline))
-		stop()
-		return err
+		var errs []error
+		for _, e := range b.edges {
+			errs = append(errs, e.shutdown(deadline))
+		}
+		stopInner()
+		return errors.Join(errs...)
 	})
 	return g.Wait()
 }
 
-// renewToken writes the token file, and writes it again long before the token expires.
+func (b *berth) writeToken(ctx context.Context) error {
+	token, err := b.operator.Token(ctx, "", b.cfg.TokenTTL)
+	if err == nil {
+		err = b.files.writeToken(token)
+	}
+	if err != nil {
+		return fmt.Errorf("write the token file: %w", err)
+	}
+	return nil
+}
+
+// renewToken writes the token file again long before its token expires.
 func (b *berth) renewToken(ctx context.Context) error {
+	t := time.NewTicker(b.cfg.TokenTTL / 2)
+	defer t.Stop()
 	for {
-		token, err := b.operator.Token(ctx, "", b.cfg.TokenTTL)
-		if err == nil {
-			err = b.files.writeToken(token)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("write the token file: %w", err)
-		}
-		t := time.NewTimer(b.cfg.TokenTTL / 2)
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return nil
 		case <-t.C:
 		}
-	}
-}
-
-// listeners are the sockets that a berth serves.
-type listeners struct{ http, ssh, operator net.Listener }
-
-func (l listeners) close() {
-	for _, x := range []net.Listener{l.http, l.ssh, l.operator} {
-		if x != nil {
-			_ = x.Close() // closed already where its server ran
+		if err := b.writeToken(ctx); err != nil && ctx.Err() == nil {
+			b.log.Error("the token file is not renewed", "err", err)
 		}
 	}
 }
 
-// listen opens them all, so that a port that is taken is known before anything slow begins.
-func listen(c config.Config) (l listeners, err error) {
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
-	if l.http, err = listenTCP("http-addr", c.HTTPAddr); err != nil {
-		return l, err
-	}
-	if l.ssh, err = listenTCP("ssh-addr", c.SSHAddr); err != nil {
-		return l, err
-	}
-	l.operator, err = listenOperator(c.DataDir)
-	return l, err
-}
-
-func listenTCP(setting, addr string) (net.Listener, error) {
+// listenTCP opens a socket that is closed at the latest with everything else.
+func (b *berth) listenTCP(setting, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("cannot serve at %s: %w; choose another address with --%s", addr, errors.Unwrap(err), setting)
 	}
+	b.onClose(func() error { return closed(l.Close()) })
 	return l, nil
 }
 
-// Explain writes an error for the person at the terminal, who is the operator: causes too.
-func Explain(err error) string { return err.Error() }
+// closed passes over that something was closed already.
+func closed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
 
 func removeQuietly(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -18,7 +18,7 @@ import (
 // Ready is what ready.json says while Berth serves.
 type Ready struct {
 	APIURL  string `json:"api_url"`
-	SSHAddr string `json:"ssh_addr"`
+	SSHAddr string `json:"ssh_addr,omitempty"`
 	Zone    string `json:"zone"`
 	User    string `json:"user"`
 	PID     int    `json:"pid"`
@@ -62,10 +62,10 @@ func (f clientFiles) demoKey() (identity, error) {
 
 // writeSSH writes ssh_config and known_hosts for a gateway at addr, so that `ssh -F ssh_config root@<id>.<zone>` works with
 // the host keys checked.
-func (f clientFiles) writeSSH(zone string, addr net.Addr, username string, hostKeys []ssh.PublicKey, ids []identity) error {
+func (f clientFiles) writeSSH(zone string, addr net.Addr, username string, hostKeys []ssh.Signer, ids []identity) error {
 	var known strings.Builder
 	for _, k := range hostKeys {
-		fmt.Fprintln(&known, knownhosts.Line([]string{zone, "*." + zone}, k))
+		fmt.Fprintln(&known, knownhosts.Line([]string{zone, "*." + zone}, k.PublicKey()))
 	}
 	if err := f.in.writeFile(f.path("known_hosts"), known.String(), 0o644); err != nil {
 		return err
@@ -116,5 +116,3 @@ func (f clientFiles) writeReady(r Ready) error {
 	}
 	return f.in.writeFile(f.path("ready.json"), string(text)+"\n", 0o644)
 }
-
-func (f clientFiles) removeReady() error { return os.Remove(f.path("ready.json")) }

@@ -29,11 +29,13 @@ func (e busyError) Error() string {
 }
 
 // lockData makes the data directory if need be and takes its lock, or returns a busyError.
-func lockData(dir string) (*dataLock, error) {
+func lockData(dir string) (*dataLock, error) { return takeLock(dir, "lock") }
+
+func takeLock(dir, name string) (*dataLock, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%s belongs to root; run this with sudo", dir)
 	}

@@ -57,7 +57,7 @@ func removeData(dir string) error {
 	var errs []error
 	for _, pattern := range []string{
 		"berth.db*", "ssh_host_*", "token*", "id_ed25519*", "ssh_config", "known_hosts", "ready.json", operatorSocket, "volumes",
-		"agent", "containerd", "hostnet*", "lock",
+		"agent", "containerd", "network.json", "lock", "gateway.lock",
 	} {
 		paths, _ := filepath.Glob(filepath.Join(dir, pattern)) // fails only on a bad pattern
 		for _, p := range paths {

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
-
-	"golang.org/x/crypto/ssh"
 
 	"berth/internal/compute"
 	"berth/internal/config"
@@ -22,35 +21,72 @@ const architecture = runtime.GOARCH
 
 // Up runs every part of Berth in this process until ctx ends, and tells the person at out how it goes. Containers run on
 // when it returns.
-func Up(ctx context.Context, c config.Config, out io.Writer) (err error) {
+func Up(ctx context.Context, c config.Config, out io.Writer) error {
+	return run(ctx, c, out, true)
+}
+
+// API runs the control plane alone: the database, the containers and REST. A berth-gateway on the same data directory lets
+// people in.
+func API(ctx context.Context, c config.Config, out io.Writer) error {
+	return run(ctx, c, out, false)
+}
+
+func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) (err error) {
 	began := time.Now()
-	if os.Geteuid() != 0 {
-		return errors.New("berth makes namespaces, mounts and networks and needs to be root; run it with sudo")
+	if err := needRoot(); err != nil {
+		return err
 	}
-	log := newLogger(c, out)
-	b, err := openState(ctx, c, log)
+	b, err := openState(ctx, c, newLogger(c, out))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	l, err := listen(c)
+	// The sockets first, so that a port that is taken is known before anything slow begins.
+	api, err := b.listenTCP("http-addr", c.HTTPAddr)
 	if err != nil {
 		return err
 	}
-	defer l.close()
-	b.onClose(func() error { return removeQuietly(b.files.path(operatorSocket)) })
+	operator, err := listenOperator(c.DataDir)
+	if err != nil {
+		return err
+	}
+	b.onClose(func() error { return closed(operator.Close()) })
+	b.openOperator(operator)
+	var gateway net.Listener
+	if withGateway {
+		if gateway, err = b.listenTCP("ssh-addr", c.SSHAddr); err != nil {
+			return err
+		}
+	}
 	first, err := b.firstAdmin(ctx)
 	if err != nil {
 		return err
 	}
-	if err := b.openParts(ctx, newProgress(out)); err != nil {
+	if err := b.openEvents(ctx, b.store); err != nil {
 		return err
 	}
-	ready := func(ctx context.Context) error {
-		return b.announce(ctx, l, first, out, time.Since(began))
+	if err := b.openEngine(ctx, newProgress(out)); err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, removeQuietly(b.files.path("ready.json"))) }()
-	return b.serve(ctx, l, ready)
+	b.openAPI(api)
+	if withGateway {
+		if err := b.openGateway(gateway, b.store, b.engine, b.control); err != nil {
+			return err
+		}
+	}
+	if err := b.writeToken(ctx); err != nil {
+		return err
+	}
+	b.tasks = append(b.tasks, b.renewToken)
+	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
+	return b.serve(ctx, func() error { return b.announce(api, gateway, first, out, time.Since(began)) })
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("berth makes namespaces, mounts and networks and needs to be root; run it with sudo")
+	}
+	return nil
 }
 
 // admin is the account that the files in the data directory are for.
@@ -97,21 +133,21 @@ func (b *berth) firstAdmin(ctx context.Context) (admin, error) {
 	return a, err
 }
 
-// announce writes the files that clients use and says what to type.
-func (b *berth) announce(_ context.Context, l listeners, a admin, out io.Writer, took time.Duration) error {
-	public := make([]ssh.PublicKey, len(b.hostKeys))
-	for i, k := range b.hostKeys {
-		public[i] = k.PublicKey()
-	}
-	if err := b.files.writeSSH(b.cfg.Zone, l.ssh.Addr(), a.user.Username, public, a.identities); err != nil {
-		return fmt.Errorf("write ssh_config: %w", err)
-	}
-	r := Ready{
-		APIURL: "http://" + dialable(l.http.Addr()), SSHAddr: dialable(l.ssh.Addr()), Zone: b.cfg.Zone,
-		User: a.user.Username, PID: os.Getpid(),
+// announce writes the files that clients use and says what to type. Without a gateway there is nothing to say of SSH.
+func (b *berth) announce(api, gateway net.Listener, a admin, out io.Writer, took time.Duration) error {
+	r := Ready{APIURL: "http://" + dialable(api.Addr()), Zone: b.cfg.Zone, User: a.user.Username, PID: os.Getpid()}
+	if gateway != nil {
+		r.SSHAddr = dialable(gateway.Addr())
+		if err := b.files.writeSSH(b.cfg.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {
+			return fmt.Errorf("write ssh_config: %w", err)
+		}
 	}
 	if err := b.files.writeReady(r); err != nil {
 		return fmt.Errorf("write ready.json: %w", err)
+	}
+	if gateway == nil {
+		_, err := fmt.Fprintf(out, "The control plane is ready after %s: %s\n", took.Round(100*time.Millisecond), r.APIURL)
+		return err
 	}
 	key := int64(1)
 	if len(a.keys) > 0 {
