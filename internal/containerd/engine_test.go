@@ -76,7 +76,7 @@ func TestForeignVolume(t *testing.T) {
 	r.close()
 
 	r.opt.InstallationID = own
-	if err := errors.Join(os.RemoveAll(images), os.Symlink(shared.images, images)); err != nil {
+	if err := errors.Join(os.RemoveAll(images), os.Symlink(sharedImages(), images)); err != nil {
 		t.Fatal(err)
 	}
 	r.open()
@@ -196,7 +196,7 @@ func TestUpgrade(t *testing.T) {
 	r.run(s)
 	old := e.agent
 	r.close()
-	b, err := os.ReadFile(shared.agent)
+	b, err := os.ReadFile(sharedAgent())
 	if err != nil {
 		t.Fatal(err)
 	}

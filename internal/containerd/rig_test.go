@@ -19,12 +19,14 @@ import (
 	"berth/internal/leakcheck"
 )
 
-// What all tests share: the base image, unpacked once for the installation that they all are, and the agent.
+// What all tests share: a directory with the base image, unpacked once for the installation that they all are, and the agent.
 var shared struct {
-	dir    string
-	images string
-	agent  string
+	dir     string
+	prepare func() error
 }
+
+func sharedImages() string { return filepath.Join(shared.dir, "images") }
+func sharedAgent() string  { return filepath.Join(shared.dir, "agent") }
 
 const (
 	installation = "11111111-2222-3333-4444-555555555555"
@@ -49,35 +51,36 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	shared.dir, shared.images = dir, filepath.Join(dir, "images")
-	if shared.agent, err = buildAgent(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if err := os.Mkdir(shared.images, 0o700); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	im := importer{dir: shared.images, ids: idRangeOf(installation), progress: func(int64, int64) {}}
-	if _, err := im.load(context.Background(), baseArchive); err != nil {
-		fmt.Fprintln(os.Stderr, err, "(`make image` makes it)")
-		return 1
-	}
+	shared.dir = dir
+	shared.prepare = sync.OnceValue(prepareShared)
 	return m.Run()
+}
+
+func prepareShared() error {
+	if err := os.Mkdir(sharedImages(), 0o700); err != nil {
+		return err
+	}
+	im := importer{dir: sharedImages(), ids: idRangeOf(installation), progress: func(int64, int64) {}}
+	if _, err := im.load(context.Background(), baseArchive); err != nil {
+		return fmt.Errorf("%w (`make image` makes it)", err)
+	}
+	return buildAgent(sharedAgent())
 }
 
 // rig is an instance of its own for one test, of which nothing is left when the test ends.
 type rig struct {
 	t   *testing.T
 	opt Options
-	mu  sync.Mutex
 	e   *Engine
 }
 
 func newRig(t *testing.T, change ...func(*Options)) *rig {
 	t.Helper()
+	if err := shared.prepare(); err != nil {
+		t.Fatal(err)
+	}
 	r := &rig{t: t, opt: Options{
-		DataDir: t.TempDir(), InstallationID: installation, ImageArchive: baseArchive, AgentPath: shared.agent,
+		DataDir: t.TempDir(), InstallationID: installation, ImageArchive: baseArchive, AgentPath: sharedAgent(),
 		StopGrace: 20 * time.Second, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}}
 	for _, f := range change {
@@ -91,7 +94,7 @@ func newRig(t *testing.T, change ...func(*Options)) *rig {
 	if err := os.Mkdir(l.dir("containerd"), 0o711); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(shared.images, l.dir("containerd", "images")); err != nil {
+	if err := os.Symlink(sharedImages(), l.dir("containerd", "images")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.down(true) })
