@@ -44,7 +44,8 @@ func trial(nm names) error {
 				return fmt.Errorf("cannot make a veth pair: modprobe veth, or install the distribution's full kernel: %w", err)
 			}
 			subnet := nthSubnet(pools[0], 0)
-			return installTable(nm, subnet, subnet.Addr().Next(), limitsOf(Options{}), nil)
+			_, err := installTable(nm, subnet, subnet.Addr().Next(), limitsOf(Options{}), nil)
+			return err
 		}()
 	}()
 	return <-result

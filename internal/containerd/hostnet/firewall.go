@@ -59,10 +59,11 @@ func limitsOf(o Options) limits {
 
 // installTable replaces the instance's table in one transaction: packets meet the old rules or the new ones, and the
 // connections under way go on, since their state is not the table's.
-func installTable(nm names, subnet netip.Prefix, gw netip.Addr, l limits, attached []Attachment) error {
+// It returns how many rules the table has.
+func installTable(nm names, subnet netip.Prefix, gw netip.Addr, l limits, attached []Attachment) (int, error) {
 	c, err := nftables.New()
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return 0, fmt.Errorf("nftables: %w", err)
 	}
 	t := &nftables.Table{Name: nm.table, Family: nftables.TableFamilyINet}
 	c.AddTable(t) // so that the removal finds one
@@ -70,13 +71,13 @@ func installTable(nm names, subnet netip.Prefix, gw netip.Addr, l limits, attach
 	c.AddTable(t)
 	b := builder{c: c, t: t, nm: nm, subnet: subnet, gw: gw, limits: l}
 	if err := b.sets(attached); err != nil {
-		return fmt.Errorf("nftables sets: %w", err)
+		return 0, fmt.Errorf("nftables sets: %w", err)
 	}
 	b.chains()
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("install nftables table %s: %w", nm.table, nftCure(err))
+		return 0, fmt.Errorf("install nftables table %s: %w", nm.table, nftCure(err))
 	}
-	return nil
+	return b.rules, nil
 }
 
 // nftCure adds what to do to the errors of a kernel that lacks something.
@@ -102,6 +103,7 @@ type builder struct {
 	assigned, subnetSet, blocked          *nftables.Set
 	dnsUDP, dnsTCP, refused, conns, fresh *nftables.Set
 	lastID                                uint32
+	rules                                 int
 }
 
 func (b *builder) sets(attached []Attachment) error {

@@ -57,7 +57,7 @@ type Network struct {
 	log      *slog.Logger
 	resolver *resolver
 
-	// rules is what the table holds since it was built last. Guarded by ops.
+	// rules is what the table holds since it was built last; none when that is not known. Guarded by ops.
 	rules map[string]bool
 
 	// ops lets one change of the kernel's state go on at a time: a rebuild of the table reads the links, and must not
@@ -148,11 +148,16 @@ func (n *Network) build(lock *hostLock) error {
 	if err != nil {
 		return err
 	}
-	if err := installTable(n.names, n.subnet, n.gateway, n.limits, attached); err != nil {
+	count, err := installTable(n.names, n.subnet, n.gateway, n.limits, attached)
+	if err != nil {
 		return err
 	}
 	if n.rules, err = fingerprint(n.names); err != nil {
 		return err
+	}
+	if len(n.rules) != count {
+		// Changed since: the event of that change has watch look again, which must then find the table damaged.
+		n.rules = nil
 	}
 	return enableForwarding(lock, n.names)
 }

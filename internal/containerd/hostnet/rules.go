@@ -38,6 +38,7 @@ func (b *builder) chain(name string) *nftables.Chain {
 }
 
 func (b *builder) rule(c *nftables.Chain, parts ...[]expr.Any) {
+	b.rules++
 	b.c.AddRule(&nftables.Rule{Table: b.t, Chain: c, Exprs: join(parts...)})
 }
 
