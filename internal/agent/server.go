@@ -147,12 +147,16 @@ func checkPeer(nc net.Conn) error {
 	return nil
 }
 
+// maxOffers is how many channels one client may open at once before they are looked at: as many as a gateway lets it have.
+const maxOffers = 256
+
 // ServeConn serves one gateway on nc until either ends.
 func (s *Server) ServeConn(nc net.Conn) {
 	ctx, cancel := context.WithTimeout(s.ctx, helloTimeout)
 	defer cancel()
 	conn, err := agentproto.Accept(ctx, nc, agentproto.Config{
 		Hello: agentproto.Hello{Software: "berth-agent " + version.String()}, OnCall: s.call,
+		Limits: agentproto.Limits{Channels: maxOffers},
 	})
 	if err != nil {
 		s.log.Warn("hello", "err", err)

@@ -36,6 +36,7 @@ type Channel struct {
 	budget   *Budget
 	release  func(broken bool) // frees the channel's place; broken: the peer did not keep to the protocol
 	requests chan *Request
+	longest  int // payload of a request from the peer
 
 	write chan struct{} // of capacity 1: a token for who writes a frame
 
@@ -85,7 +86,7 @@ func (r *Request) Reply(ok bool, payload []byte) error {
 
 func newChannel(s net.Conn, b *Budget, release func(broken bool)) *Channel {
 	c := &Channel{
-		s: s, budget: b, release: release, requests: make(chan *Request, maxRequests),
+		s: s, budget: b, release: release, requests: make(chan *Request, maxRequests), longest: MaxPayload,
 		write: make(chan struct{}, 1), window: initialWindow, open: initialWindow, done: make(chan struct{}),
 	}
 	c.changed = sync.NewCond(&c.mu)
@@ -123,7 +124,7 @@ func (c *Channel) receive() {
 func (c *Channel) receiveFrames() error {
 	var scratch [headerLen]byte
 	for {
-		t, n, err := readHeader(c.s, scratch[:])
+		t, n, err := readHeader(c.s, scratch[:], c.longest)
 		if err != nil {
 			return err
 		}

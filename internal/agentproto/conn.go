@@ -314,7 +314,7 @@ func (c *Conn) greetStream(ctx context.Context, t frameType, payload []byte) (_ 
 	}
 	switch t {
 	case frameAccept:
-		ch := newChannel(s, c.cfg.Budget, c.leave)
+		ch := c.newChannel(s)
 		if err := ch.receiveCredit(answer); err != nil {
 			return nil, err
 		}
@@ -393,12 +393,20 @@ func reject(s net.Conn, e *OpenError) error {
 	return err
 }
 
+func (c *Conn) newChannel(s net.Conn) *Channel {
+	ch := newChannel(s, c.cfg.Budget, c.leave)
+	if !c.gateway {
+		ch.longest = MaxRequest
+	}
+	return ch
+}
+
 // accept makes a channel of a stream that the peer opened. After f, the peer learns of it, and it runs.
 func (c *Conn) accept(s net.Conn, f func(ch *Channel) error) (*Channel, error) {
 	if !c.admit() {
 		return nil, &OpenError{Reason: ReasonShortOfSupply, Message: messageTooMany}
 	}
-	ch := newChannel(s, c.cfg.Budget, c.leave)
+	ch := c.newChannel(s)
 	err := f(ch)
 	if err == nil {
 		err = ch.send(c.ctx, frameAccept, binary.BigEndian.AppendUint32(nil, initialWindow))

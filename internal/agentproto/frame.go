@@ -40,8 +40,11 @@ const (
 const (
 	headerLen = 4 // type (1 byte), length of the payload (3 bytes, big endian)
 
-	// MaxPayload is the longest payload of a frame, and so of a request and of an open.
+	// MaxPayload is the longest payload of a frame, and so of an open.
 	MaxPayload = 32 << 10
+	// MaxRequest is the longest payload of a request to an agent: a command line may be as long as OpenSSH's longest packet. To
+	// a gateway, which trusts no agent, it is MaxPayload.
+	MaxRequest = 256 << 10
 	maxName    = 64 // of a kind of channel or a request (RFC 4250, section 4.6.1, allows 64 characters)
 	maxMessage = 512
 )
@@ -58,23 +61,27 @@ func appendHeader(b []byte, t frameType, n int) []byte {
 	return append(b, byte(t), byte(n>>16), byte(n>>8), byte(n))
 }
 
-// readHeader reads the header of a frame, and checks its length.
-func readHeader(r io.Reader, scratch []byte) (frameType, int, error) {
+// readHeader reads the header of a frame, and checks its length; that of a request is at most longest.
+func readHeader(r io.Reader, scratch []byte, longest int) (frameType, int, error) {
 	h := scratch[:headerLen]
 	if _, err := io.ReadFull(r, h); err != nil {
 		return 0, 0, err
 	}
 	n := int(h[1])<<16 | int(h[2])<<8 | int(h[3])
-	if n > MaxPayload {
+	t := frameType(h[0])
+	if t != frameRequest {
+		longest = MaxPayload
+	}
+	if n > longest {
 		return 0, 0, fmt.Errorf("%w: %d bytes of payload", errFrame, n)
 	}
-	return frameType(h[0]), n, nil
+	return t, n, nil
 }
 
 // readFrame reads a whole frame into memory of its own.
 func readFrame(r io.Reader) (frameType, []byte, error) {
 	var scratch [headerLen]byte
-	t, n, err := readHeader(r, scratch[:])
+	t, n, err := readHeader(r, scratch[:], MaxPayload)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -160,7 +167,7 @@ func encodeRequest(name string, wantReply bool, payload []byte) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("name of request: %w", err)
 	}
-	if len(b)+len(payload) > MaxPayload {
+	if len(b)+len(payload) > MaxRequest {
 		return nil, fmt.Errorf("payload of %d bytes is too long", len(payload))
 	}
 	return append(b, payload...), nil

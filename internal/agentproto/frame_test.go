@@ -46,7 +46,7 @@ func FuzzRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again, err := encodeRequest(name, want, payload); len(b) <= MaxPayload && (err != nil || !bytes.Equal(again, b)) {
+		if again, err := encodeRequest(name, want, payload); len(b) <= MaxRequest && (err != nil || !bytes.Equal(again, b)) {
 			t.Errorf("%x reads as %q %v %x, %v", b, name, want, payload, err)
 		}
 	})
@@ -86,7 +86,7 @@ func TestNamesAreBounded(t *testing.T) {
 	if _, err := (open{kind: "", payload: nil}).encode(); err == nil {
 		t.Error("a channel without a kind is opened")
 	}
-	if _, err := encodeRequest("env", false, make([]byte, MaxPayload)); err == nil {
+	if _, err := encodeRequest("env", false, make([]byte, MaxRequest)); err == nil {
 		t.Error("a long payload is sent")
 	}
 }
@@ -168,5 +168,22 @@ func TestAPeerThatBreaksTheProtocolLosesTheChannel(t *testing.T) {
 				t.Errorf("a request gives %v", err)
 			}
 		})
+	}
+}
+
+// A gateway sends command lines as long as clients do; what an agent sends it stays short.
+func TestLongRequestsGoToAgentsAlone(t *testing.T) {
+	frame := appendFrame(nil, frameRequest, make([]byte, MaxRequest))
+	for _, tt := range []struct {
+		longest int
+		ok      bool
+	}{{MaxRequest, true}, {MaxRequest - 1, false}, {MaxPayload, false}} {
+		_, n, err := readHeader(bytes.NewReader(frame), make([]byte, headerLen), tt.longest)
+		if tt.ok != (err == nil) || tt.ok && n != MaxRequest {
+			t.Errorf("where %d bytes are allowed: %d, %v", tt.longest, n, err)
+		}
+	}
+	if _, _, err := readHeader(bytes.NewReader(appendFrame(nil, frameData, make([]byte, MaxPayload+1))), make([]byte, headerLen), MaxRequest); err == nil {
+		t.Error("a frame of data is as long as a request")
 	}
 }
