@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,8 +27,12 @@ const downAtOnce = 8
 // containers' storage, the images and the agents for good. DataDir, and what Open was given of ContainerdPath and
 // StopGrace, are all it needs of the options.
 func Down(ctx context.Context, o Options, deleteData bool) error {
-	if _, err := os.Stat(o.DataDir); errors.Is(err, os.ErrNotExist) {
-		return nil
+	if _, err := os.Stat(o.DataDir); errors.Is(err, os.ErrNotExist) { // somebody removed it: what ran from it may still run
+		l, err := layoutOf(o.DataDir)
+		if err != nil {
+			return err
+		}
+		return errors.Join(sweep(ctx, l, slog.Debug), hostnet.Destroy(ctx, l.data))
 	}
 	e, err := prepare(o)
 	if err != nil {
@@ -67,7 +72,7 @@ func (e *Engine) stopAll(ctx context.Context) error {
 	g.SetLimit(downAtOnce)
 	for _, r := range refs {
 		g.Go(func() error {
-			u, err := e.acquire(ctx, r)
+			u, ctx, err := e.acquire(ctx, r)
 			if err != nil {
 				return err
 			}
@@ -119,7 +124,7 @@ func sweep(ctx context.Context, l layout, say func(string, ...any)) error {
 	return nil
 }
 
-// refsOf lists every container of which there is a trace on disk.
+// refsOf lists every container of which there is a trace on disk: a volume, mount points, a shim's or runc's state.
 func refsOf(l layout) ([]compute.Ref, error) {
 	var refs []compute.Ref
 	for _, dir := range []string{

@@ -40,8 +40,8 @@ import (
 const (
 	serveTimeout = 30 * time.Second // for containerd to answer after its start
 	agentTimeout = 20 * time.Second // for the agent to accept connections after its start
+	callTimeout  = time.Minute      // for containerd's answer to a call
 	defaultGrace = 10 * time.Second // between TERM and KILL for a container
-	closeTimeout = 30 * time.Second
 )
 
 // Options configures an Engine. DataDir, InstallationID, ImageArchive and AgentPath are required.
@@ -82,6 +82,7 @@ type Engine struct {
 	cancel context.CancelCauseFunc
 	ctx    context.Context // ends with Close
 	owned  sync.WaitGroup
+	calls  sync.WaitGroup // that change a container; none begins once ctx ended
 
 	mu       sync.Mutex // guards all below; never held over I/O
 	units    map[compute.Ref]*unit
@@ -208,6 +209,7 @@ func (e *Engine) serve(ctx context.Context) error {
 				MinConnectTimeout: time.Second,
 			}),
 			grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
+			grpc.WithChainUnaryInterceptor(bounded),
 		}))
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
@@ -231,9 +233,25 @@ func (e *Engine) serve(ctx context.Context) error {
 	return nil
 }
 
+// bounded keeps a call from waiting for ever for a containerd that does not come back, or hangs. Only the end of a process
+// may take as long as it takes.
+func bounded(
+	ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
+	if !strings.HasSuffix(method, "/Wait") {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
 // Close ends containerd and what else the engine runs. Containers go on; the next Open adopts them.
 func (e *Engine) Close() error {
+	e.mu.Lock()
 	e.cancel(errClosed)
+	e.mu.Unlock()
+	e.calls.Wait()
 	e.owned.Wait()
 	var errs []error
 	if e.network != nil {
@@ -306,7 +324,7 @@ func (e *Engine) roomInMemory(s compute.Spec) error {
 
 // Provision makes the container's volume unless it is there.
 func (e *Engine) Provision(ctx context.Context, s compute.Spec) error {
-	u, err := e.acquire(ctx, s.Ref)
+	u, ctx, err := e.acquire(ctx, s.Ref)
 	if err != nil {
 		return err
 	}
@@ -329,10 +347,10 @@ func (e *Engine) explain(ctx context.Context, r compute.Ref, op string, err erro
 		return context.Cause(ctx)
 	case compute.AsError(err) != nil:
 		return err
-	case errdefs.IsUnavailable(errgrpc.ToNative(err)):
+	case errdefs.IsUnavailable(errgrpc.ToNative(err)), errdefs.IsDeadlineExceeded(errgrpc.ToNative(err)):
 		return &compute.Error{
 			Code: compute.CodeUnavailable, Cause: fmt.Errorf("%s: %w", op, err),
-			Message: "The container engine is starting again; this is tried again in a moment.",
+			Message: "The container engine does not answer at the moment; this is tried again.",
 		}
 	case errors.Is(err, errNoVolume):
 		return &compute.Error{
@@ -392,25 +410,4 @@ func (e *Engine) tree(r compute.Ref) tree {
 		place: e.layout.place(r), volume: e.volume(r), image: e.image, ids: e.ids,
 		link: e.layout.link("containerd", "images", e.image.id, "rootfs"),
 	}
-}
-
-// stored lists the containers that have a volume.
-func (e *Engine) stored() ([]compute.Ref, error) {
-	list, err := os.ReadDir(e.layout.dir("volumes"))
-	if err != nil {
-		return nil, err
-	}
-	var refs []compute.Ref
-	for _, d := range list {
-		if name, ok := strings.CutSuffix(d.Name(), ".img"); ok {
-			if r, err := compute.ParseRef(name); err == nil {
-				refs = append(refs, r)
-				continue
-			}
-		}
-		if !strings.HasSuffix(d.Name(), unfinished) {
-			e.log.Warn("unknown file among the volumes; left alone", "file", e.layout.dir("volumes", d.Name()))
-		}
-	}
-	return refs, nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"berth/internal/compute"
+	"berth/internal/containerd/hostnet"
 )
 
 func wantCode(t *testing.T, op string, err error, want compute.Code) {
@@ -117,7 +118,7 @@ func TestDown(t *testing.T) {
 	r.provision(s)
 	r.provision(never)
 	r.run(s)
-	r.sh(s, "echo kept > /root/f; trap 'echo term > /root/term; exit' TERM; true")
+	r.sh(s, "echo kept > /root/f")
 	if err := Down(r.ctx(), r.opt, true); err == nil || !strings.Contains(err.Error(), "another berth") {
 		t.Errorf("down while it runs: %v", err)
 	}
@@ -141,6 +142,42 @@ func TestDown(t *testing.T) {
 			t.Errorf("left behind: %s (%v)", d, err)
 		}
 	}
+}
+
+// TestReboot finds a data directory as after a power cut: records of containers, and nothing of theirs on the host.
+func TestReboot(t *testing.T) {
+	r := newRig(t)
+	e := r.open()
+	s := newSpec()
+	r.provision(s)
+	r.run(s)
+	r.sh(s, "echo kept > /root/f; echo lost > /f; sync")
+	r.close()
+	if err := errors.Join(sweep(r.ctx(), e.layout, func(string, ...any) {}), hostnet.Destroy(r.ctx(), e.layout.data)); err != nil {
+		t.Fatal(err)
+	}
+	e = r.open()
+	if o, err := e.observe(r.ctx(), s.Ref); err != nil || o.Phase != compute.PhaseStopped {
+		t.Errorf("observed as %+v, %v", o, err)
+	}
+	r.run(s)
+	r.sh(s, "test $(cat /root/f) = kept && test ! -e /f")
+	r.remove(s)
+	r.gone(s.Ref)
+}
+
+// TestDataDirectoryRemoved has somebody delete the data directory under running containers, and then ask for an end.
+func TestDataDirectoryRemoved(t *testing.T) {
+	r := newRig(t)
+	r.open()
+	s := newSpec()
+	r.provision(s)
+	r.run(s)
+	r.close()
+	if err := os.RemoveAll(r.opt.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	r.down(false)
 }
 
 // TestRoom refuses what the machine has no room for, before anything is made.

@@ -35,7 +35,7 @@ const (
 // Apply drives a container to running, with its agent accepting connections, or to stopped, with nothing left but its
 // storage.
 func (e *Engine) Apply(ctx context.Context, s compute.Spec) error {
-	u, err := e.acquire(ctx, s.Ref)
+	u, ctx, err := e.acquire(ctx, s.Ref)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) error {
 
 // Remove destroys the container with its storage.
 func (e *Engine) Remove(ctx context.Context, r compute.Ref) error {
-	u, err := e.acquire(ctx, r)
+	u, ctx, err := e.acquire(ctx, r)
 	if err != nil {
 		return err
 	}

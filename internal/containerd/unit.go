@@ -13,6 +13,7 @@ type unit struct {
 	users int           // calls that hold or await the slot; Engine.mu guards this and all below
 
 	busy       bool
+	end        func() // of the call's context
 	pid        uint32 // of its first process, which is meant to run; 0: none is
 	memoryMB   int    // what it has of the memory for all
 	generation int64
@@ -21,57 +22,69 @@ type unit struct {
 	message    string // why it ended
 }
 
-// acquire makes the caller the only one that changes the container. Control sees to that too; here it also orders the
-// observations behind the calls.
-func (e *Engine) acquire(ctx context.Context, r compute.Ref) (*unit, error) {
+// acquire makes the caller the only one that changes the container, and returns a context that also ends with the engine.
+// Control sees to the first too; here it orders the observations behind the calls.
+func (e *Engine) acquire(ctx context.Context, r compute.Ref) (*unit, context.Context, error) {
 	e.mu.Lock()
+	if e.ctx.Err() != nil {
+		e.mu.Unlock()
+		return nil, nil, closing(e.ctx)
+	}
 	u := e.units[r]
 	if u == nil {
 		u = &unit{ref: r, slot: make(chan struct{}, 1)}
 		e.units[r] = u
 	}
 	u.users++
+	e.calls.Add(1)
 	e.mu.Unlock()
-	var err error
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(e.ctx, func() { cancel(closing(e.ctx)) })
+	end := func() { stop(); cancel(nil) }
 	select {
 	case u.slot <- struct{}{}:
-		if e.ctx.Err() == nil && ctx.Err() == nil {
-			e.mu.Lock()
-			u.busy = true
-			e.mu.Unlock()
-			return u, nil
-		}
-		<-u.slot
-		err = context.Cause(ctx)
 	case <-ctx.Done():
-		err = context.Cause(ctx)
-	case <-e.ctx.Done():
-	}
-	if err == nil {
-		err = &compute.Error{Code: compute.CodeUnavailable, Message: "Berth is shutting down.", Cause: context.Cause(e.ctx)}
+		e.mu.Lock()
+		e.leave(u)
+		e.mu.Unlock()
+		err := context.Cause(ctx)
+		end()
+		return nil, nil, err
 	}
 	e.mu.Lock()
-	e.leave(u)
+	u.busy, u.end = true, end
 	e.mu.Unlock()
-	return nil, err
+	if ctx.Err() != nil {
+		err := context.Cause(ctx)
+		e.release(u)
+		return nil, nil, err
+	}
+	return u, ctx, nil
+}
+
+func closing(ctx context.Context) error {
+	return &compute.Error{Code: compute.CodeUnavailable, Message: "Berth is shutting down.", Cause: context.Cause(ctx)}
 }
 
 // release ends a call and tells of a death that came after its last look.
 func (e *Engine) release(u *unit) {
 	e.mu.Lock()
-	u.busy = false
+	end := u.end
+	u.busy, u.end = false, nil
 	if u.died {
 		u.died = false
 		e.notify(u.ref)
 	}
 	e.leave(u)
 	e.mu.Unlock()
+	end()
 	<-u.slot
 }
 
 // leave forgets a unit that nobody needs. e.mu is held.
 func (e *Engine) leave(u *unit) {
 	u.users--
+	e.calls.Done()
 	if u.users == 0 && u.pid == 0 && u.message == "" {
 		delete(e.units, u.ref)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -81,26 +80,22 @@ func (e *Engine) notify(r compute.Ref) {
 	}
 }
 
-// known lists the containers of which there is a volume or a record.
+// known lists the containers of which there is a trace on disk or a record.
 func (e *Engine) known(ctx context.Context) ([]compute.Ref, error) {
-	stored, err := e.stored()
+	refs, err := refsOf(e.layout)
 	if err != nil {
 		return nil, err
-	}
-	refs := make(map[compute.Ref]bool)
-	for _, r := range stored {
-		refs[r] = true
 	}
 	list, err := e.client.ContainerService().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	for _, c := range list {
-		if r, err := compute.ParseRef(c.ID); err == nil {
-			refs[r] = true
+		if r, err := compute.ParseRef(c.ID); err == nil && !slices.Contains(refs, r) {
+			refs = append(refs, r)
 		}
 	}
-	return slices.Collect(maps.Keys(refs)), nil
+	return refs, nil
 }
 
 // observe looks at one container.
@@ -123,6 +118,13 @@ func (e *Engine) observe(ctx context.Context, r compute.Ref) (compute.Observatio
 		}
 	case errors.Is(err, errNoVolume):
 		o.Phase = compute.PhaseAbsent
+		refs, err := e.known(ctx)
+		if err != nil {
+			return o, err
+		}
+		if slices.Contains(refs, r) { // what else there may be of it is of no use
+			o.Phase, o.Message = compute.PhaseFailed, compute.UserMessage(e.explain(ctx, r, "", errNoVolume))
+		}
 	default:
 		o.Phase = compute.PhaseStopped
 	}
