@@ -105,7 +105,7 @@ func sweep(ctx context.Context, l layout, say func(string, ...any)) error {
 			return err
 		}
 	}
-	if err := unmountBelow(l.run); err != nil {
+	if err := unmountBelow(ctx, l.run); err != nil {
 		return err
 	}
 	for _, r := range refs {
@@ -147,13 +147,13 @@ func refsOf(l layout) ([]compute.Ref, error) {
 }
 
 // unmountBelow ends every mount at or below dir, the last made first.
-func unmountBelow(dir string) error {
+func unmountBelow(ctx context.Context, dir string) error {
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return err
 	}
 	for _, m := range slices.Backward(infos) {
-		if err := unmount(m.Mountpoint); err != nil {
+		if err := unmount(ctx, m.Mountpoint); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,9 @@
 package containerd
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,6 +190,15 @@ func TestRoom(t *testing.T) {
 	r.provision(s)
 	r.provision(other)
 	r.run(s)
+	for _, f := range []string{"memory" + e.layout.cgroup() + "/memory.limit_in_bytes", e.layout.cgroup() + "/memory.max"} {
+		if b, err := os.ReadFile(filepath.Join(cgroupRoot, f)); err == nil && string(b) != "314572800\n" {
+			t.Errorf("all containers together may have %s bytes of memory", b)
+		} else if err == nil {
+			break
+		} else if unified() == strings.HasSuffix(f, ".max") {
+			t.Error(err)
+		}
+	}
 	wantCode(t, "admit", e.Admit(r.ctx(), newSpec()), compute.CodeCapacity)
 	other.Running = true
 	wantCode(t, "start", e.Apply(r.ctx(), other), compute.CodeCapacity)
@@ -263,6 +274,83 @@ func TestUpgrade(t *testing.T) {
 	r.open()
 	if list, err := os.ReadDir(e.agents.dir); err != nil || len(list) != 1 {
 		t.Errorf("agents are %v, %v; want the one in use", list, err)
+	}
+}
+
+// TestBusyMount stops a container while somebody on the host looks through its files.
+func TestBusyMount(t *testing.T) {
+	r := newRig(t)
+	e := r.open()
+	s := newSpec()
+	r.provision(s)
+	r.run(s)
+	d, err := os.Open(e.layout.place(s.Ref).rootfs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	steps := make(chan string, 100)
+	r.e.log = slog.New(stepLog{steps})
+	done := make(chan error, 1)
+	go func() { done <- e.Apply(r.ctx(), s) }()
+	for name := range steps {
+		if name == "detached" { // the next is to unmount
+			break
+		}
+	}
+	d.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// stepLog tells of the steps that are logged.
+type stepLog struct{ steps chan string }
+
+func (l stepLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l stepLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l stepLog) WithGroup(string) slog.Handler            { return l }
+func (l stepLog) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "done" {
+			l.steps <- a.Value.String()
+		}
+		return true
+	})
+	return nil
+}
+
+// TestChecks names what the machine lacks, with a cure, and nothing that it has.
+func TestChecks(t *testing.T) {
+	o := Options{DataDir: t.TempDir()}
+	names := make(map[string]bool)
+	for _, c := range Checks(t.Context(), o) {
+		names[c.Name] = true
+		if c.Problem != nil {
+			t.Errorf("%s: %v", c.Name, c.Problem)
+		}
+	}
+	if len(names) < 10 {
+		t.Errorf("only %v were looked at", names)
+	}
+	o.ContainerdPath, o.ReserveBytes = "/absent/containerd", 1<<60
+	want := map[string]string{"containerd": "apt-get install containerd", "disk space": "reserve"}
+	for _, c := range Checks(t.Context(), o) {
+		cure := want[c.Name]
+		if (c.Problem == nil) != (cure == "") || c.Problem != nil && (!strings.Contains(c.Problem.Error(), cure) || strings.Contains(c.Problem.Error(), "\n")) {
+			t.Errorf("%s: %v", c.Name, c.Problem)
+		}
+		if c.Name == "disk space" && c.Fatal {
+			t.Error("a full disk would keep berth, and so its users, from their containers")
+		}
+	}
+	r := newRig(t, func(o *Options) { o.ContainerdPath = "/absent/containerd" })
+	if _, err := Open(r.ctx(), r.opt); err == nil || !strings.Contains(err.Error(), "apt-get install containerd") {
+		t.Errorf("opened without containerd: %v", err)
+	}
+	r.opt.ContainerdPath = "/bin/false"
+	if _, err := Open(r.ctx(), r.opt); err == nil || !strings.Contains(err.Error(), "containerd does not start") {
+		t.Errorf("opened with a broken containerd: %v", err)
 	}
 }
 

@@ -149,11 +149,11 @@ func (t tree) mountSocketDir() error {
 
 // dismantle ends every mount of the container's and drops what it wrote over the image.
 func (t tree) dismantle(ctx context.Context, step func(string)) error {
-	if err := unmount(t.place.rootfs()); err != nil {
+	if err := unmount(ctx, t.place.rootfs()); err != nil {
 		return err
 	}
 	step("root unmounted")
-	if err := unmount(t.place.socket()); err != nil {
+	if err := unmount(ctx, t.place.socket()); err != nil {
 		return err
 	}
 	step("socket directory unmounted")
@@ -166,7 +166,7 @@ func (t tree) dismantle(ctx context.Context, step func(string)) error {
 			return err
 		}
 		step("root dropped")
-		if err := t.volume.unmount(); err != nil {
+		if err := t.volume.unmount(ctx); err != nil {
 			return err
 		}
 		step("volume unmounted")

@@ -320,7 +320,7 @@ func sweepTask(ctx context.Context, l layout, r compute.Ref) error {
 		return err
 	}
 	bundle := filepath.Join(l.statePath(), "io.containerd.runtime.v2.task", l.name, r.String())
-	if err := unmount(bundle + "/rootfs"); err != nil {
+	if err := unmount(ctx, bundle+"/rootfs"); err != nil {
 		return err
 	}
 	return errors.Join(

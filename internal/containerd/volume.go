@@ -164,7 +164,7 @@ func (v volume) mount() error {
 	return nil
 }
 
-func (v volume) unmount() error { return unmount(v.at) }
+func (v volume) unmount(ctx context.Context) error { return unmount(ctx, v.at) }
 
 // used returns how many bytes the file system holds, its own tables left out.
 func (v volume) used() (int64, error) {
@@ -197,14 +197,22 @@ func (v volume) remove(ctx context.Context) error {
 	return syncDir(filepath.Dir(v.file))
 }
 
+// busyWait bounds the wait for somebody who only looks: a backup or a search that walks through all of the host's files.
+const busyWait = 10 * time.Second
+
 // unmount ends a mount if there is one. Never lazily: an overlay that lives on unseen would keep the volume busy.
-func unmount(at string) error {
+func unmount(ctx context.Context, at string) error {
+	deadline := time.Now().Add(busyWait)
 	for {
 		err := unix.Unmount(at, unix.UMOUNT_NOFOLLOW)
 		switch {
 		case err == nil: // there may be another below it
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // not a mount
 			return nil
+		case errors.Is(err, unix.EBUSY) && time.Now().Before(deadline):
+			if err := briefly(ctx); err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("unmount %s: %w", at, err)
 		}
