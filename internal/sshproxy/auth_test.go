@@ -283,12 +283,12 @@ func TestHandshakeDeadline(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
+			began := time.Now()
 			nc, err := net.Dial("tcp", g.addr)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer nc.Close()
-			began := time.Now()
 			if _, err := io.WriteString(nc, send); err != nil {
 				t.Fatal(err)
 			}

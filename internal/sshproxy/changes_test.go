@@ -21,8 +21,15 @@ func holdLobby(ctx context.Context, s LobbySession) int {
 	return 0
 }
 
-// endOfSession runs a command that lasts, does what ends it, and returns what the client was told, and how soon.
-func endOfSession(t *testing.T, c *gossh.Client, end func()) (stderr string, err error, took time.Duration) {
+// ending is how a session ended: what the client was told, how, and how soon.
+type ending struct {
+	stderr string
+	err    error
+	took   time.Duration
+}
+
+// endOfSession runs a command that says "here" and lasts, and does what ends it.
+func endOfSession(t *testing.T, c *gossh.Client, command string, end func()) ending {
 	t.Helper()
 	s, err := c.NewSession()
 	if err != nil {
@@ -34,7 +41,7 @@ func endOfSession(t *testing.T, c *gossh.Client, end func()) (stderr string, err
 	}
 	var errs bytes.Buffer
 	s.Stderr = &errs
-	if err := s.Start("hold"); err != nil {
+	if err := s.Start(command); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(out, make([]byte, len("here\n"))); err != nil {
@@ -49,21 +56,21 @@ func endOfSession(t *testing.T, c *gossh.Client, end func()) (stderr string, err
 	case <-time.After(10 * time.Second):
 		t.Fatal("the session goes on")
 	}
-	return errs.String(), err, time.Since(began)
+	return ending{errs.String(), err, time.Since(began)}
 }
 
-// checkEnd holds that a session ended within a second, with 255 and one line.
-func checkEnd(t *testing.T, stderr string, err error, took time.Duration, want string) {
+// check holds that a session ended within a second, with 255 and one line.
+func (e ending) check(t *testing.T, want string) {
 	t.Helper()
 	var exit *gossh.ExitError
-	if !errors.As(err, &exit) || exit.ExitStatus() != 255 {
-		t.Errorf("the session ended with %v", err)
+	if !errors.As(e.err, &exit) || exit.ExitStatus() != 255 {
+		t.Errorf("the session ended with %v", e.err)
 	}
-	if !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
-		t.Errorf("the client was told %q, want %q", stderr, want)
+	if !strings.Contains(e.stderr, want) || strings.Count(e.stderr, "\n") != 1 {
+		t.Errorf("the client was told %q, want %q", e.stderr, want)
 	}
-	if took > time.Second {
-		t.Errorf("it took %v", took)
+	if e.took > time.Second {
+		t.Errorf("it took %v", e.took)
 	}
 }
 
@@ -76,12 +83,12 @@ func TestRevokedKeyClosesLobby(t *testing.T) {
 	g := startGateway(t, Options{Directory: w, Changes: w.subscribe, Lobby: holdLobby})
 	other := g.dial(t, "bob", bob)
 	c := g.dial(t, "alice", alice)
-	stderr, err, took := endOfSession(t, c, func() {
+	e := endOfSession(t, c, "hold", func() {
 		if err := w.DeleteKey(t.Context(), a, id); err != nil {
 			t.Fatal(err)
 		}
 	})
-	checkEnd(t, stderr, err, took, "this key does not open")
+	e.check(t, "this key does not open")
 	within(t, 2*time.Second, "the connection closes", func() { _ = c.Wait() })
 	if _, _, err := other.SendRequest("keepalive@openssh.com", true, nil); err != nil {
 		t.Errorf("somebody else's connection: %v", err)
@@ -95,12 +102,12 @@ func TestDisabledUserIsPutOut(t *testing.T) {
 	w.key(a, alice)
 	g := startGateway(t, Options{Directory: w, Changes: w.subscribe, Lobby: holdLobby})
 	idle := g.dial(t, "alice", alice) // has no session: it is closed all the same
-	stderr, err, took := endOfSession(t, g.dial(t, "alice", alice), func() {
+	e := endOfSession(t, g.dial(t, "alice", alice), "hold", func() {
 		if _, err := w.SetUserDisabled(t.Context(), a, true); err != nil {
 			t.Fatal(err)
 		}
 	})
-	checkEnd(t, stderr, err, took, "this key does not open")
+	e.check(t, "this key does not open")
 	within(t, 2*time.Second, "the idle connection closes", func() { _ = idle.Wait() })
 }
 
@@ -120,13 +127,13 @@ func TestLostSubscription(t *testing.T) {
 		return w.subscribe()
 	}
 	g := startGateway(t, Options{Directory: w, Changes: changes, Lobby: holdLobby})
-	stderr, err, took := endOfSession(t, g.dial(t, "alice", alice), func() {
+	e := endOfSession(t, g.dial(t, "alice", alice), "hold", func() {
 		if err := w.DeleteKey(t.Context(), a, id); err != nil {
 			t.Fatal(err)
 		}
 		close(first)
 	})
-	checkEnd(t, stderr, err, took, "this key does not open")
+	e.check(t, "this key does not open")
 }
 
 func TestShutdownTellsSessions(t *testing.T) {
@@ -137,13 +144,13 @@ func TestShutdownTellsSessions(t *testing.T) {
 	g.dial(t, "alice", alice)
 	c := g.dial(t, "alice", alice)
 	down := make(chan error, 1)
-	stderr, err, took := endOfSession(t, c, func() {
+	e := endOfSession(t, c, "hold", func() {
 		if n := g.Sessions(); n != 1 {
 			t.Errorf("%d sessions", n)
 		}
 		go func() { down <- g.Shutdown(t.Context()) }()
 	})
-	checkEnd(t, stderr, err, took, "the gateway is shutting down")
+	e.check(t, "the gateway is shutting down")
 	select {
 	case err := <-down:
 		if err != nil {

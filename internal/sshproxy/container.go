@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	gossh "golang.org/x/crypto/ssh"
 
@@ -105,13 +106,23 @@ func (s *sessionChannel) open(id identity, login route.Login) (session.Channel, 
 // by the same message; the exit status waits until all output is out.
 func (s *sessionChannel) relay(agent session.Channel) {
 	defer agent.Close()
-	var pumps sync.WaitGroup
-	output := make(chan struct{}) // closed when all output is with the client
-	pumps.Go(func() { _ = copyStream(stdoutWriter{s.ch}, agent) })
-	pumps.Go(func() { _ = copyStream(stderrWriter{s}, agent.Stderr()) })
+	started := make(chan struct{})   // closed when the client knows that its command was begun: output comes after it
+	forwarded := make(chan struct{}) // closed when no request is under way to the container any more
+	output := make(chan struct{})    // closed when all output is with the client
 	s.c.wg.Go(func() {
-		pumps.Wait()
-		close(output)
+		defer close(forwarded)
+		s.forwardRequests(agent, sync.OnceFunc(func() { close(started) }))
+	})
+	s.c.wg.Go(func() {
+		defer close(output)
+		select {
+		case <-started:
+		case <-forwarded:
+		}
+		var both sync.WaitGroup
+		both.Go(func() { _ = copyStream(stderrWriter{s}, agent.Stderr()) })
+		_ = copyStream(stdoutWriter{s.ch}, agent)
+		both.Wait()
 	})
 	s.c.wg.Go(func() {
 		if err := copyStream(agent, s.ch); err == nil {
@@ -121,10 +132,28 @@ func (s *sessionChannel) relay(agent session.Channel) {
 		// Nobody reads the input any more: the client must not hang on it.
 		_, _ = io.Copy(io.Discard, s.ch)
 	})
-	s.c.wg.Go(func() { s.forwardRequests(agent) })
+	told, ok := s.relayEnd(agent.Requests(), output)
+	switch {
+	case !ok:
+		s.stop()
+		return
+	case told:
+		return
+	}
+	<-forwarded
+	select {
+	case <-started:
+		s.fail(errLost)
+	default:
+		s.refuse(errLost)
+	}
+}
 
-	r := relayEnd{s: s}
-	reqs := agent.Requests()
+// relayEnd waits for the end of a session in the container, and tells the client how it ended, if the container does. OK is
+// false when the session is to end before that.
+func (s *sessionChannel) relayEnd(reqs <-chan *session.Request, output <-chan struct{}) (told, ok bool) {
+	r := exitHolder{s: s}
+	var early <-chan time.Time
 	for reqs != nil || output != nil {
 		select {
 		case req, ok := <-reqs:
@@ -136,23 +165,25 @@ func (s *sessionChannel) relay(agent session.Channel) {
 		case <-output:
 			output = nil
 			// The agent sends the status before the end of its output: if it came, it is in the queue by now.
-			reqs = r.takeAll(reqs)
-			if reqs == nil && r.exit == nil {
-				continue // lost; what there is to say comes before EOF
+			if reqs = r.takeAll(reqs); r.exit != nil {
+				r.finish()
 			}
-			r.drained()
+			r.out, early = true, time.After(earlyEOF)
+		case <-early:
+			s.sendEOF()
 		case <-s.ctx.Done():
-			s.stop()
-			return
+			return false, false
 		}
 	}
-	if !r.told {
-		s.fail(errLost)
-	}
+	return r.told, true
 }
 
-// relayEnd holds back what ends a session until its output is out.
-type relayEnd struct {
+// earlyEOF is how long the end of a command's output waits for the end of the command. If the container is lost instead,
+// there is something to say, and nothing can be said after EOF.
+const earlyEOF = 100 * time.Millisecond
+
+// exitHolder holds back what ends a session until its output is out.
+type exitHolder struct {
 	s    *sessionChannel
 	out  bool             // the output is out
 	exit *session.Request // held back
@@ -160,20 +191,26 @@ type relayEnd struct {
 }
 
 // request handles one from the container: only those that end a session are for the client.
-func (r *relayEnd) request(req *session.Request) {
-	if validExit(req) && r.exit == nil && !r.told {
-		r.exit = req
-		_ = req.Reply(true, nil)
-		if r.out {
-			r.tell()
-		}
+func (r *exitHolder) request(req *session.Request) {
+	ok := validExit(req) && r.exit == nil && !r.told
+	_ = req.Reply(ok, nil)
+	if !ok {
 		return
 	}
-	_ = req.Reply(false, nil)
+	if r.exit = req; r.out {
+		r.finish()
+	}
+}
+
+// finish tells the client how the command ended, then that its output is out.
+func (r *exitHolder) finish() {
+	_, _ = r.s.ch.SendRequest(r.exit.Name, false, r.exit.Payload)
+	r.s.sendEOF()
+	r.exit, r.told = nil, true
 }
 
 // takeAll handles the requests that have come, and returns nil when no more will.
-func (r *relayEnd) takeAll(reqs <-chan *session.Request) <-chan *session.Request {
+func (r *exitHolder) takeAll(reqs <-chan *session.Request) <-chan *session.Request {
 	for {
 		select {
 		case req, ok := <-reqs:
@@ -184,21 +221,6 @@ func (r *relayEnd) takeAll(reqs <-chan *session.Request) <-chan *session.Request
 		default:
 			return reqs
 		}
-	}
-}
-
-// drained is called when all output is with the client: what follows is how it ended, and EOF. A process that closes its
-// output and runs on gives EOF first.
-func (r *relayEnd) drained() {
-	r.out = true
-	r.tell()
-	r.s.sendEOF()
-}
-
-func (r *relayEnd) tell() {
-	if r.exit != nil {
-		_, _ = r.s.ch.SendRequest(r.exit.Name, false, r.exit.Payload)
-		r.exit, r.told = nil, true
 	}
 }
 
@@ -222,21 +244,27 @@ func validExit(r *session.Request) bool {
 	return false
 }
 
-// forwardRequests hands the client's requests to the container, in order, and answers those that never go there.
-func (s *sessionChannel) forwardRequests(agent session.Channel) {
+// forwardRequests hands the client's requests to the container, in order, and answers those that never go there. It calls
+// started when a command was begun.
+func (s *sessionChannel) forwardRequests(agent session.Channel, started func()) {
 	for {
 		r := s.queue.next(agent.Done())
 		if r == nil {
 			return
 		}
 		switch r.Type {
-		case "pty-req", "env", "shell", "exec", "subsystem", "window-change", "signal", "break":
+		case "pty-req", "env", "window-change", "signal", "break":
 			if r.Type == "pty-req" {
 				s.pty.Store(true)
 			}
-			if err := s.forward(agent, r); err != nil {
-				s.cancel(err)
-				return
+			ok, err := s.forward(agent, r)
+			_ = r.Reply(ok && err == nil, nil)
+		case "shell", "exec", "subsystem":
+			ok, err := s.forward(agent, r)
+			// When the container was lost, the client learns of it as of the end of its command.
+			_ = r.Reply(ok || err != nil, nil)
+			if ok || err != nil {
+				started()
 			}
 		case "auth-agent-req@openssh.com":
 			s.c.note("agent forwarding (-A) is not offered yet")
@@ -250,16 +278,15 @@ func (s *sessionChannel) forwardRequests(agent session.Channel) {
 	}
 }
 
-func (s *sessionChannel) forward(agent session.Channel, r *gossh.Request) error {
+// forward asks the container what the client asked. An answer that does not come in time ends the session.
+func (s *sessionChannel) forward(agent session.Channel, r *gossh.Request) (bool, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.g.o.Limits.RequestTimeout)
 	defer cancel()
 	ok, err := agent.Request(ctx, r.Type, r.WantReply, r.Payload)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return err
+		s.cancel(err)
 	}
-	// Any other error is the end of the channel, of which relay hears.
-	_ = r.Reply(ok && err == nil, nil)
-	return nil
+	return ok, err
 }
 
 // stdoutWriter hides everything of a channel but Write.

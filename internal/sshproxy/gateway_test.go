@@ -19,13 +19,23 @@ import (
 	"go.uber.org/goleak"
 	gossh "golang.org/x/crypto/ssh"
 
+	"berth/internal/agent"
 	"berth/internal/compute"
 	"berth/internal/event"
 	"berth/internal/session"
 	"berth/internal/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The test binary is the agent too, which starts itself by /proc/self/exe for sftp.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[0] == "berth-agent" && os.Args[1] == "sftp" {
+		if err := agent.ServeSFTP(); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const zone = "compute.test"
 

@@ -29,7 +29,8 @@ type rawClient struct {
 	r         *bufio.Reader
 	sessionID []byte
 	in, out   *gcmState
-	methods   []string // of the last SSH_MSG_USERAUTH_FAILURE
+	methods   []string       // of the last SSH_MSG_USERAUTH_FAILURE
+	observe   func(p []byte) // sees what exec reads, if set
 }
 
 type gcmState struct {
@@ -308,6 +309,9 @@ func (c *rawClient) exec(command string) (string, error) {
 		p, err := c.read()
 		if err != nil {
 			return string(out), err
+		}
+		if c.observe != nil {
+			c.observe(p)
 		}
 		switch p[0] {
 		case 94:
