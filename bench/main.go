@@ -1,0 +1,116 @@
+// Command bench measures Berth beside OpenSSH's own server, in one run, and prints a table with ratios.
+//
+// It starts the built berth on a data directory of its own, makes one container from an image that has sshd, and drives both
+// with the stock client: Berth as its users do, sshd from inside the container's network, on its loopback, since the
+// container's firewall lets nothing else in. Contenders take turns, and medians are compared, so that whatever else the
+// machine does meets all of them. It knows nothing of Berth's insides but its command line, its API and its ready file.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/dustin/go-humanize"
+
+	"berth/internal/config"
+)
+
+// options are the command line.
+type options struct {
+	berth, image string
+	runs         int
+	size         int64
+	only         []string
+	json, strict bool
+}
+
+// quick says what --quick stands for.
+const (
+	quickRuns = 3
+	quickSize = "256MiB"
+)
+
+func parse(args []string, out io.Writer) (options, error) {
+	o := options{}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.StringVar(&o.berth, "berth", config.Beside("../bin/berth", "berth"), "the `program` to measure")
+	fs.StringVar(&o.image, "image", config.Beside("bench-image.tar"), "`archive` of an image that has sshd")
+	fs.IntVar(&o.runs, "runs", 7, "how often each contender moves the data; the rest is done in proportion")
+	size := fs.String("size", "1GiB", "how much data a transfer moves")
+	only := fs.String("only", "", "measure these alone, a list of: "+strings.Join(suiteNames(), ", "))
+	fs.BoolVar(&o.json, "json", false, "print JSON instead of the table")
+	fs.BoolVar(&o.strict, "strict", false, "fail when a goal is missed, not only when a run breaks")
+	quick := fs.Bool("quick", false, fmt.Sprintf("few runs of little data: --runs %d --size %s", quickRuns, quickSize))
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if fs.NArg() > 0 {
+		return o, fmt.Errorf("%q is not a flag", fs.Arg(0))
+	}
+	if *quick {
+		set := map[string]bool{}
+		fs.Visit(func(f *flag.Flag) { set[f.Name] = true })
+		if !set["runs"] {
+			o.runs = quickRuns
+		}
+		if !set["size"] {
+			*size = quickSize
+		}
+	}
+	n, err := humanize.ParseBytes(*size)
+	if err != nil || n < 1<<20 || n > 1<<40 {
+		return o, fmt.Errorf("--size %q is not an amount from 1MiB to 1TiB", *size)
+	}
+	o.size = int64(n)
+	if o.runs < 1 || o.runs > 1000 {
+		return o, errors.New("--runs is a number from 1 to 1000")
+	}
+	if *only != "" {
+		o.only = strings.Split(*only, ",")
+	}
+	for _, name := range o.only {
+		if !slices.Contains(suiteNames(), name) {
+			return o, fmt.Errorf("--only %s: there are %s", name, strings.Join(suiteNames(), ", "))
+		}
+	}
+	if o.berth == "" || o.image == "" {
+		return o, errors.New("berth or the image is not there; `make bench` makes both")
+	}
+	return o, nil
+}
+
+func main() {
+	o, err := parse(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err == nil && os.Geteuid() != 0 {
+		err = errors.New("berth needs to be root; run this with sudo")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	r, err := run(ctx, o, os.Stderr)
+	if r != nil {
+		err = errors.Join(err, r.print(os.Stdout, o.json))
+	}
+	if err == nil && o.strict {
+		err = r.missed()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}

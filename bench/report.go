@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// report is everything that one run of this program found.
+type report struct {
+	Berth      string    `json:"berth"`
+	Client     string    `json:"client"`
+	Server     string    `json:"server"`
+	Kernel     string    `json:"kernel"`
+	CPUs       int       `json:"cpus"`
+	LoadBefore float64   `json:"load_before"`
+	LoadAfter  float64   `json:"load_after"`
+	Runs       int       `json:"runs"`
+	Size       int64     `json:"size"`
+	Rows       []measure `json:"rows"`
+}
+
+func (r *report) print(w io.Writer, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(r)
+	}
+	return r.table(w)
+}
+
+// table writes the rows for a person, those of one subject together.
+func (r *report) table(out io.Writer) error {
+	fmt.Fprintf(out, "\n%s beside %s, client %s\n%d CPUs, Linux %s, load %.1f before and %.1f after, %d runs\n",
+		r.Berth, r.Server, r.Client, r.CPUs, r.Kernel, r.LoadBefore, r.LoadAfter, r.Runs)
+	if r.LoadBefore > float64(r.CPUs)/2 {
+		fmt.Fprintln(out, "The machine was busy before this began: figures are worse than they would be, ratios less sure.")
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	what := ""
+	for _, m := range r.Rows {
+		if m.What != what {
+			what = m.What
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			fmt.Fprintf(out, "\n%s\n", what)
+			fmt.Fprintln(w, "\tcipher\tmin\tmedian\tp99\tmax\tto sshd\tCPU\tgoal\t")
+		}
+		fmt.Fprintln(w, m.line())
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(r.Rows) > 0 {
+		_, err := fmt.Fprintf(out, "\nto sshd: the median as a share of sshd's. CPU: seconds of one run, client and server together.\n")
+		return err
+	}
+	return nil
+}
+
+func (m measure) line() string {
+	p99, ratio, cpu, verdict := "", "", "", ""
+	if m.P99 > 0 {
+		p99 = m.format(m.P99)
+	}
+	if m.Ratio > 0 {
+		ratio = fmt.Sprintf("%.2f", m.Ratio)
+	}
+	if m.CPU > 0 {
+		cpu = fmt.Sprintf("%.3g s", m.CPU)
+	}
+	if m.Goal != nil {
+		verdict = m.Goal.Text + " MISS"
+		if m.Goal.Met {
+			verdict = m.Goal.Text + " ok"
+		}
+	}
+	return strings.Join([]string{
+		"  " + m.Who, m.Cipher, m.format(m.Min), m.format(m.Median), p99, m.format(m.Max), ratio, cpu, verdict, "",
+	}, "\t")
+}
+
+// format writes a figure with as many places as mean something.
+func (m measure) format(v float64) string {
+	places := map[string]int{"s": 3, "ms": 2, "MB/s": 0, "kB": 0}[m.Unit]
+	return fmt.Sprintf("%.*f %s", places, v, m.Unit)
+}
+
+// missed is an error that names the goals that were not met.
+func (r *report) missed() error {
+	var errs []error
+	for _, m := range r.Rows {
+		if m.Goal != nil && !m.Goal.Met {
+			errs = append(errs, fmt.Errorf("missed: %s: %s: %s, not %s", m.What, m.Who, m.format(m.Median), m.Goal.Text))
+		}
+	}
+	return errors.Join(errs...)
+}
