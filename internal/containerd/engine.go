@@ -114,7 +114,10 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	if e.agent, err = e.agents.install(e.opt.AgentPath); err != nil {
 		return nil, fmt.Errorf("install the agent: %w", err)
 	}
-	if err := cgroup(e.layout.cgroup()).bound(e.memory, allPIDs()); err != nil {
+	err = cgroup(e.layout.cgroup()).bound(e.memory, allPIDs())
+	if errors.Is(err, unix.EBUSY) { // cgroup v1 refuses a limit below what is used
+		e.log.Warn("containers use more memory than all may have; the old limit stays until some are stopped", "mb", e.memory>>20)
+	} else if err != nil {
 		return nil, err
 	}
 	e.network, err = hostnet.Open(ctx, hostnet.Options{
