@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -34,8 +35,9 @@ type containerJSON struct {
 func (l *Lobby) containerJSON(v control.ContainerView) containerJSON {
 	c := containerJSON{
 		ID: v.ID, Name: v.Name, Status: v.Status, StatusMessage: v.StatusMessage, Hostname: l.zone.Hostname(v.ID),
-		MemoryMB: v.MemoryMB, MemoryUsedMB: v.Usage.MemoryMB, StorageGB: v.StorageGB, StorageUsedGB: v.Usage.StorageGB,
-		InstanceType: v.InstanceType, CreatedAt: v.CreatedAt.UTC(), SSHEnabled: v.SSHEnabled, HTTPSEnabled: v.HTTPSEnabled,
+		MemoryMB: v.MemoryMB, MemoryUsedMB: v.Usage.MemoryMB, StorageGB: v.StorageGB,
+		StorageUsedGB: math.Round(v.Usage.StorageGB*1000) / 1000, InstanceType: v.InstanceType, // rounded as in REST
+		CreatedAt: v.CreatedAt.UTC().Truncate(time.Second), SSHEnabled: v.SSHEnabled, HTTPSEnabled: v.HTTPSEnabled,
 	}
 	if v.SSHEnabled {
 		c.SSHCommand = "ssh root@" + c.Hostname

@@ -30,9 +30,9 @@ func twoContainers(p compute.Principal) ([]control.ContainerView, error) {
 		{
 			Container: compute.Container{
 				ID: "a1b2c3d4", Name: "dev-box", Status: compute.StatusRunning, SSHEnabled: true, InstanceType: "nano",
-				MemoryMB: 512, StorageGB: 5, CreatedAt: time.Date(2026, 1, 15, 10, 30, 0, 0, time.UTC),
+				MemoryMB: 512, StorageGB: 5, CreatedAt: time.Date(2026, 1, 15, 10, 30, 0, 81e6, time.UTC),
 			},
-			Usage: compute.Usage{MemoryMB: 128, StorageGB: 1.2},
+			Usage: compute.Usage{MemoryMB: 128, StorageGB: 1.20004},
 		},
 		{Container: compute.Container{
 			ID: "deadbeef", Name: "old", Status: compute.StatusFailed, StatusMessage: "no space\x1b[2J left", InstanceType: "tiny",
