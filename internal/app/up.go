@@ -162,9 +162,21 @@ Berth is ready after %[1]s. In another terminal:
   list yours:        ssh -F %[5]s %[6]s ls
   be in it:          ssh -F %[5]s root@<id>.%[6]s
 
-Ctrl-C stops Berth; containers go on running. `+"`berth down`"+` stops them too.
-`, took.Round(100*time.Millisecond), r.APIURL, filepath.Join(dir, "token"), key, filepath.Join(dir, "ssh_config"), b.cfg.Zone)
+Ctrl-C stops Berth; containers go on running. `+"`%[7]s`"+` stops them too.
+`, took.Round(100*time.Millisecond), r.APIURL, filepath.Join(dir, "token"), key, filepath.Join(dir, "ssh_config"), b.cfg.Zone, downCommand(dir))
 	return err
+}
+
+// downCommand is what a person types here to stop the Berth of dir, called as this program was.
+func downCommand(dir string) string {
+	line := os.Args[0] + " down"
+	if os.Getenv("SUDO_UID") != "" {
+		line = "sudo " + line
+	}
+	if dir != config.Default().DataDir {
+		line += " --data-dir " + dir
+	}
+	return line
 }
 
 // shortPath is the path as a person in the working directory types it.
