@@ -53,6 +53,7 @@ var mayImport = map[string][]string{
 	"bench":         {anything},
 	"deploy/images": {},
 	"deploy/leaks":  {"internal/leakcheck"},
+	"docs/img":      {},
 	"e2e":           {"internal/leakcheck"},
 	"web":           {},
 }
