@@ -9,12 +9,15 @@
 package e2e_test
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strconv"
 	"testing"
 	"time"
@@ -26,6 +29,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(suite{m}, map[string]func(){
 		"noise":    func() { must(noise(os.Args[1:])) },
 		"throttle": func() { must(throttle(os.Args[1:])) },
+		"retry":    func() { must(retry(os.Args[1:])) },
 	})
 }
 
@@ -101,6 +105,39 @@ func throttle(args []string) error {
 			return fmt.Errorf("after %d bytes: %w", n, err)
 		}
 		<-tick.C
+	}
+}
+
+// retry is the command "retry [!] PROGRAM [ARG…]": it runs a program again and again until it succeeds (fails), for what
+// announces itself to nobody. "sh LINE" is a line of bash. The output is the last run's.
+func retry(args []string) error {
+	fail := len(args) > 0 && args[0] == "!"
+	if fail {
+		args = args[1:]
+	}
+	if len(args) == 2 && args[0] == "sh" {
+		args = []string{"bash", "-euo", "pipefail", "-c", args[1]}
+	}
+	if len(args) == 0 {
+		return fmt.Errorf("usage: retry [!] PROGRAM [ARG…]")
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(statusLimit); ; <-tick.C {
+		var out, errs bytes.Buffer
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		err := cmd.Run()
+		done := (err != nil) == fail
+		if !done && time.Now().Before(deadline) {
+			continue
+		}
+		_, werr := os.Stdout.Write(out.Bytes())
+		_, werr2 := os.Stderr.Write(errs.Bytes())
+		if !done {
+			werr = fmt.Errorf("after %v still: %v", statusLimit, err)
+		}
+		return errors.Join(werr, werr2)
 	}
 }
 

@@ -43,6 +43,7 @@ func TestScripts(t *testing.T) {
 			env.Values[scriptKey{}] = s
 			env.Setenv("PATH", strings.Join([]string{clients, bin, os.Getenv("PATH"), "/usr/sbin", "/sbin"}, ":"))
 			env.Setenv("LIMIT", "120")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // of noise, throttle and retry, which are this program
 			env.Setenv("SSH", stock)
 			env.Defer(func() { s.end(env.T()) })
 			return nil
@@ -52,7 +53,7 @@ func TestScripts(t *testing.T) {
 			"login": command(cmdLogin), "as": command(cmdAs),
 			"api": command(cmdAPI), "json": command(cmdJSON), "problem": command(cmdProblem),
 			"container": command(cmdContainer), "await": command(cmdAwait),
-			"sh": command(cmdSh), "exits": command(cmdExits), "retry": command(cmdRetry), "keep": command(cmdKeep),
+			"sh": command(cmdSh), "exits": command(cmdExits), "keep": command(cmdKeep),
 			"signal": command(cmdSignal),
 		},
 	})
@@ -304,7 +305,7 @@ func cmdAPI(s *script, ts *testscript.TestScript, neg bool, args []string) error
 }
 
 // [!] json PATH [VALUE | > NUMBER | < NUMBER] compares a field of the last answer, or says that it is there; json -env NAME PATH
-// keeps it. A path is names and indices with dots between them; # is an array's length.
+// keeps it. A path is names and indices with dots between them; len is an array's length.
 func cmdJSON(s *script, ts *testscript.TestScript, neg bool, args []string) error {
 	if len(args) == 0 {
 		return errUsage
@@ -356,7 +357,7 @@ func lookup(text []byte, path string) (value string, there bool, err error) {
 		case []any:
 			n, err := strconv.Atoi(name)
 			switch {
-			case name == "#":
+			case name == "len":
 				v = json.Number(strconv.Itoa(len(at)))
 			case err != nil || n < 0 || n >= len(at):
 				return "", false, nil
@@ -458,24 +459,6 @@ func cmdExits(_ *script, ts *testscript.TestScript, neg bool, args []string) err
 		return fmt.Errorf("exit code %d, want %s", code, args[0])
 	}
 	return nil
-}
-
-// [!] retry PROGRAM [ARG…] runs a program again and again until it succeeds (fails), for what announces itself to nobody.
-func cmdRetry(_ *script, ts *testscript.TestScript, neg bool, args []string) error {
-	if len(args) < 1 {
-		return errUsage
-	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(statusLimit); ; <-tick.C {
-		err := ts.Exec(args[0], args[1:]...)
-		if (err != nil) == neg {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("after %v: %w", statusLimit, err)
-		}
-	}
 }
 
 // keep NAME sets NAME to what the last program printed, trimmed.
