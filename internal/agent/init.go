@@ -29,7 +29,10 @@ func Init(o Options, socket string, argv []string) error {
 	ends := make(chan os.Signal, 4)
 	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT, unix.SIGPWR, syscall.Signal(rtmin+3)) // …, Docker's and systemd's ways to say halt
 	defer signal.Stop(ends)
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	// Caught and dropped. What is ignored stays ignored in children: neither hang-ups nor broken pipes would end them.
+	dropped := make(chan os.Signal, 1)
+	signal.Notify(dropped, syscall.SIGHUP, syscall.SIGPIPE)
+	defer signal.Stop(dropped)
 	if o.Init {
 		children := make(chan os.Signal, 1)
 		signal.Notify(children, syscall.SIGCHLD)
