@@ -180,6 +180,13 @@ func settings(s *Snapshot) error {
 
 // walk visits what is below root on the same file system; what vanishes under it is not there.
 func walk(root string, visit func(string, fs.DirEntry)) error {
+	var top unix.Stat_t
+	if err := unix.Lstat(root, &top); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 			return nil
@@ -187,6 +194,10 @@ func walk(root string, visit func(string, fs.DirEntry)) error {
 			return err
 		}
 		visit(path, d)
+		var st unix.Stat_t
+		if d.IsDir() && unix.Lstat(path, &st) == nil && st.Dev != top.Dev {
+			return fs.SkipDir // a mount: what is in it is not on the host
+		}
 		return nil
 	})
 }
