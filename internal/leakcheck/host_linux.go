@@ -137,7 +137,7 @@ func tables(s *Snapshot) error {
 }
 
 func cgroups(s *Snapshot) error {
-	return walk("/sys/fs/cgroup", func(path string, d fs.DirEntry) {
+	return walk("/sys/fs/cgroup", true, func(path string, d fs.DirEntry) {
 		if d.IsDir() {
 			s.add(Cgroup, path, "")
 		}
@@ -157,7 +157,7 @@ func files(s *Snapshot) error {
 			return err
 		}
 		for _, root := range roots {
-			if err := walk(root, func(path string, _ fs.DirEntry) { s.add(File, path, "") }); err != nil {
+			if err := walk(root, false, func(path string, _ fs.DirEntry) { s.add(File, path, "") }); err != nil {
 				return err
 			}
 		}
@@ -178,8 +178,8 @@ func settings(s *Snapshot) error {
 	return nil
 }
 
-// walk visits what is below root on the same file system; what vanishes under it is not there.
-func walk(root string, visit func(string, fs.DirEntry)) error {
+// walk visits what is below root, into mounts too where it says so; what vanishes under it is not there.
+func walk(root string, intoMounts bool, visit func(string, fs.DirEntry)) error {
 	var top unix.Stat_t
 	if err := unix.Lstat(root, &top); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -195,7 +195,7 @@ func walk(root string, visit func(string, fs.DirEntry)) error {
 		}
 		visit(path, d)
 		var st unix.Stat_t
-		if d.IsDir() && unix.Lstat(path, &st) == nil && st.Dev != top.Dev {
+		if !intoMounts && d.IsDir() && unix.Lstat(path, &st) == nil && st.Dev != top.Dev {
 			return fs.SkipDir // a mount: what is in it is not on the host
 		}
 		return nil
