@@ -2,95 +2,35 @@ package agentproto
 
 import (
 	"context"
-	"fmt"
-	"net"
-	"sync"
+	"encoding/binary"
+	"errors"
 )
 
 // Attachment is one client's presence on a connection. The channels opened in it end with it.
 type Attachment struct {
-	conn *Conn
-	id   uint64
-	info Attach
-	c    *Channel // carries its requests
-
+	info   Attach
+	c      *Channel // carries its requests
 	offers chan *NewChannel
-
-	mu       sync.Mutex // guards channels
-	channels map[*Channel]struct{}
 }
 
-// register makes an attachment that lives as long as ch.
-func (c *Conn) register(r attachRequest, ch *Channel) (*Attachment, error) {
-	a := &Attachment{
-		conn: c, id: r.ID, info: r.Attach, c: ch,
-		offers: make(chan *NewChannel, c.cfg.Limits.Channels), channels: make(map[*Channel]struct{}),
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.attachments[a.id] != nil {
-		return nil, fmt.Errorf("%w: an attachment that is there already", errProtocol)
-	}
-	c.attachments[a.id] = a
-	ch.onRelease(a.finish)
-	return a, nil
-}
-
-// finish closes the attachment's channels once it is over.
-func (a *Attachment) finish() {
-	a.conn.mu.Lock()
-	delete(a.conn.attachments, a.id)
-	a.conn.mu.Unlock()
-	_ = a.c.Close()
-	a.mu.Lock()
-	list := a.channels
-	a.channels = nil
-	a.mu.Unlock()
-	for c := range list {
-		_ = c.Close()
-	}
-	for {
-		select {
-		case n := <-a.offers:
-			_ = n.s.Close()
-		default:
-			return
-		}
-	}
-}
-
-// keep has ch end with the attachment.
-func (a *Attachment) keep(ch *Channel) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.channels == nil {
-		return ErrClosed
-	}
-	a.channels[ch] = struct{}{}
-	ch.onRelease(func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		delete(a.channels, ch)
-	})
-	return nil
+func (c *Conn) newAttachment(info Attach, stream uint32) *Attachment {
+	a := &Attachment{info: info, offers: make(chan *NewChannel, c.cfg.Limits.Channels)}
+	a.c = newChannel(c, stream, nil)
+	a.c.attachment = a
+	return a
 }
 
 // Attach begins an attachment. Only a gateway does.
 func (c *Conn) Attach(ctx context.Context, info Attach) (*Attachment, error) {
-	c.mu.Lock()
-	c.nextID++
-	req := attachRequest{ID: c.nextID, Attach: info}
-	c.mu.Unlock()
-	payload, err := req.encode()
+	payload, err := info.encode()
 	if err != nil {
 		return nil, err
 	}
-	var a *Attachment
-	_, err = c.openStream(ctx, frameAttach, payload, func(ch *Channel) error {
-		a, err = c.register(req, ch)
-		return err
-	})
-	return a, err
+	a := c.newAttachment(info, 0)
+	if err := c.openStream(ctx, frameAttach, a.c, payload); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // AcceptAttachment waits for the peer to attach a client. Only an agent does.
@@ -105,6 +45,44 @@ func (c *Conn) AcceptAttachment(ctx context.Context) (*Attachment, error) {
 	}
 }
 
+// attached begins an attachment that the peer asks for.
+func (c *Conn) attached(stream uint32, payload []byte) error {
+	info, err := decodeAttach(payload)
+	if err != nil {
+		return err
+	}
+	a := c.newAttachment(info, stream)
+	a.c.open = true // channels of it may follow at once
+	err = c.arrive(stream, a.c)
+	var refusal *OpenError
+	switch {
+	case errors.As(err, &refusal):
+		c.refuse(a.c, refusal)
+		return nil
+	case err != nil:
+		return err
+	}
+	select {
+	case c.arrived <- a:
+		c.queue(frameAccept, stream, make([]byte, 4))
+	default:
+		c.remove(a.c)
+		a.c.lose(ErrClosed)
+		c.refuse(a.c, refuseTooMany)
+	}
+	return nil
+}
+
+// endAttachment closes the channels of an attachment whose stream is over.
+func (c *Conn) endAttachment(ch *Channel) {
+	if ch.attachment == nil {
+		return
+	}
+	for _, child := range c.children(ch.attachment) {
+		_ = child.Close()
+	}
+}
+
 // Info returns what the client's end said of it.
 func (a *Attachment) Info() Attach { return a.info }
 
@@ -114,7 +92,7 @@ func (a *Attachment) Done() <-chan struct{} { return a.c.Done() }
 // Close ends the attachment and all that was opened in it: a hang-up.
 func (a *Attachment) Close() error {
 	err := a.c.Close()
-	a.c.end()
+	a.c.conn.endAttachment(a.c)
 	return err
 }
 
@@ -128,11 +106,19 @@ func (a *Attachment) Requests() <-chan *Request { return a.c.Requests() }
 
 // Open opens a channel (RFC 4254, section 5.1). A refusal is an *OpenError.
 func (a *Attachment) Open(ctx context.Context, kind string, payload []byte) (*Channel, error) {
-	b, err := open{attachment: a.id, kind: kind, payload: payload}.encode()
+	c := a.c.conn
+	b, err := open{credit: initialWindow, attachment: a.c.id, kind: kind, payload: payload}.encode()
 	if err != nil {
 		return nil, err
 	}
-	return a.conn.openStream(ctx, frameOpen, b, a.keep)
+	ch := newChannel(c, 0, a)
+	if err := ch.takeWindow(); err != nil {
+		return nil, err
+	}
+	if err := c.openStream(ctx, frameOpen, ch, b); err != nil {
+		return nil, err
+	}
+	return ch, nil
 }
 
 // NewChannel is a channel that the peer wants to open. It must be accepted or rejected.
@@ -140,28 +126,42 @@ type NewChannel struct {
 	Kind    string
 	Payload []byte
 
-	conn *Conn
-	a    *Attachment
-	s    net.Conn
+	ch *Channel
 }
 
-func (a *Attachment) deliver(n *NewChannel) error {
-	n.a = a
-	select {
-	case a.offers <- n:
-	default:
-		return &OpenError{Reason: ReasonShortOfSupply, Message: messageTooMany}
+// opened hands a channel that the peer opens to its attachment.
+func (c *Conn) opened(stream uint32, payload []byte) error {
+	o, err := decodeOpen(payload)
+	if err != nil {
+		return err
 	}
-	select {
-	case <-a.Done(): // endWithIt may have emptied the queue before this one came
+	c.mu.Lock()
+	parent := c.streams[o.attachment]
+	c.mu.Unlock()
+	var a *Attachment
+	if parent != nil {
+		a = parent.attachment
+	}
+	ch := newChannel(c, stream, a)
+	ch.credit = int64(o.credit)
+	switch err = c.arrive(stream, ch); {
+	case err != nil:
+	case a == nil || !parent.isOpen(): // from here on, its end is this channel's too
+		err = refuseNoAttachment
+	default:
 		select {
-		case n := <-a.offers:
-			_ = n.s.Close()
+		case a.offers <- &NewChannel{Kind: o.kind, Payload: o.payload, ch: ch}:
 		default:
+			err = refuseTooMany
 		}
-	default:
 	}
-	return nil
+	var refusal *OpenError
+	if errors.As(err, &refusal) {
+		c.remove(ch)
+		c.refuse(ch, refusal)
+		return nil
+	}
+	return err
 }
 
 // AcceptChannel waits for the peer to open a channel.
@@ -171,8 +171,6 @@ func (a *Attachment) AcceptChannel(ctx context.Context) (*NewChannel, error) {
 		return n, nil
 	case <-a.Done():
 		return nil, ErrClosed
-	case <-a.conn.Done():
-		return nil, a.conn.Err()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -180,16 +178,40 @@ func (a *Attachment) AcceptChannel(ctx context.Context) (*NewChannel, error) {
 
 // Accept opens the channel at this end.
 func (n *NewChannel) Accept() (*Channel, error) {
-	ch, err := n.conn.accept(n.s, n.a.keep)
-	if err != nil {
-		_ = n.s.Close()
+	ch := n.ch
+	err := ch.takeWindow()
+	if err == nil {
+		err = ch.accept()
 	}
-	return ch, err
+	var refusal *OpenError
+	switch {
+	case err == nil:
+		return ch, nil
+	case errors.As(err, &refusal):
+		_ = n.Reject(refusal.Reason, refusal.Message)
+	}
+	_ = ch.Close()
+	return nil, err
+}
+
+// accept tells the peer that the channel is open, unless it is over.
+func (c *Channel) accept() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return c.lost()
+	}
+	c.open = true
+	s := c.conn.out
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.append(hardPending, frameAccept, c.id, binary.BigEndian.AppendUint32(nil, initialWindow))
 }
 
 // Reject refuses the channel, with a reason of RFC 4254, section 5.1.
 func (n *NewChannel) Reject(reason uint32, message string) error {
-	err := reject(n.s, &OpenError{Reason: reason, Message: message})
-	_ = n.s.Close()
-	return err
+	n.ch.conn.remove(n.ch)
+	n.ch.lose(ErrClosed)
+	n.ch.conn.refuse(n.ch, &OpenError{Reason: reason, Message: message})
+	return nil
 }

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
-	"time"
 )
 
 const (
-	maxRequests  = 64 // of a channel that its reader has not taken, and of ours that are not answered
-	writeTimeout = time.Minute
+	maxRequests = 64 // of a channel that its reader has not taken, and of ours that are not answered
+	pace        = 32 // one request in so many is answered, so that nobody sends them faster than they are taken
 )
 
 // Errors of channels.
@@ -23,43 +21,76 @@ var (
 	errFlood    = errors.New("the peer sent more requests than fit")
 	errProtocol = errors.New("the peer broke the protocol")
 	errLost     = errors.New("the transport was lost")
-	errGoodbye  = errors.New("the peer closed the channel")
 )
 
-// Channel is one SSH channel, the same at both ends. Reads and writes of data may run at the same time as each other and as
-// requests; Read, Stderr's Read and Write are for one goroutine each.
+// Channel is one SSH channel, the same at both ends. Read, Stderr's Read and Write are for one goroutine each; they and all
+// other methods may run at the same time as each other.
 //
 // Whoever runs a command sends its output, then the request exit-status or exit-signal, then CloseWrite, then Close. So a
-// reader that reads data and stderr to io.EOF finds the request in Requests.
+// reader that reads data and stderr to io.EOF finds the request in Requests. Everybody calls Close in the end.
 type Channel struct {
-	s        net.Conn // the stream
-	budget   *Budget
-	release  func(broken bool) // frees the channel's place; broken: the peer did not keep to the protocol
+	conn       *Conn
+	id         uint32
+	parent     *Attachment   // that it belongs to; nil for the stream of an attachment, which carries requests alone
+	attachment *Attachment   // whose stream this is, if it is one's
+	opened     chan error    // of capacity 1: the answer to this end's open
+	done       chan struct{} // closed when ended
+
+	out outgoing // guarded by conn.out.mu
+
 	requests chan *Request
-	longest  int // payload of a request from the peer
+	sizes    [maxRequests]uint32 // of the latest requests, a ring; only for the goroutine that receives
+	pushed   int
 
-	write chan struct{} // of capacity 1: a token for who writes a frame
-
-	mu       sync.Mutex // guards what follows; changed is signalled when any of it changes
-	changed  *sync.Cond
+	mu       sync.Mutex // guards what follows; may be held while conn.out.mu is taken, and not the other way round
+	readable sync.Cond  // signalled when there is more to read, or never will be
+	writable sync.Cond  // the same for credit
 	in, errs queue
+	open     bool // accepted: data may come
 	eof      bool // the peer sends no more data
-	sentEOF  bool
-	ended    bool // the peer closed, or the stream ended
+	ended    bool // nothing more comes of the peer, or is of use
 	closed   bool // this end closed
 	fault    error
 	credit   int64 // what this end may send
-	window   int64 // what the peer may have on its way, in all
-	open     int64 // … and has not used yet
-	consumed int64 // read since the last grant
+	window   int64 // what the peer may have on its way, in all; 0 once given back
+	unused   int64 // … of it
+	consumed int64 // read since credit was given
+	unpaced  int   // requests sent since one was answered
 	waiting  []chan reply
-
-	done chan struct{} // closed with ended
 }
 
 type reply struct {
 	ok      bool
 	payload []byte
+}
+
+func newChannel(c *Conn, id uint32, parent *Attachment) *Channel {
+	ch := &Channel{
+		conn: c, id: id, parent: parent, opened: make(chan error, 1), done: make(chan struct{}),
+		requests: make(chan *Request, maxRequests),
+	}
+	ch.readable.L, ch.writable.L = &ch.mu, &ch.mu
+	return ch
+}
+
+// takeWindow takes the initial window, before the peer learns of it.
+func (c *Channel) takeWindow() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ended:
+		return c.lost()
+	case !c.conn.cfg.Budget.take(initialWindow, 0):
+		return refuseBudget
+	}
+	c.window, c.unused = initialWindow, initialWindow
+	return nil
+}
+
+func (c *Channel) isOpen() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open && !c.ended
 }
 
 // Request is a request on a channel or an attachment (RFC 4254, sections 4 and 5.4). One that wants a reply must be answered
@@ -77,178 +108,14 @@ func (r *Request) Reply(ok bool, payload []byte) error {
 	if !r.WantReply {
 		return nil
 	}
-	b := make([]byte, 1, 1+len(payload))
-	if ok {
-		b[0] = 1
-	}
-	return r.c.send(context.Background(), frameReply, append(b, payload...))
-}
-
-func newChannel(s net.Conn, b *Budget, release func(broken bool)) *Channel {
-	c := &Channel{
-		s: s, budget: b, release: release, requests: make(chan *Request, maxRequests), longest: MaxPayload,
-		write: make(chan struct{}, 1), window: initialWindow, open: initialWindow, done: make(chan struct{}),
-	}
-	c.changed = sync.NewCond(&c.mu)
-	return c
-}
-
-// onRelease has f run when the channel is over, after what else does. It is for before the channel runs.
-func (c *Channel) onRelease(f func()) {
-	first := c.release
-	c.release = func(broken bool) {
-		first(broken)
-		f()
-	}
-}
-
-// receive reads the peer's frames until the stream ends. It never waits for whoever reads the channel.
-func (c *Channel) receive() {
-	err := c.receiveFrames()
-	c.mu.Lock()
-	if errors.Is(err, io.EOF) {
-		err = errLost // no goodbye: the stream went with its transport, or this end closed it
-	}
-	if !errors.Is(err, errGoodbye) && !c.closed {
-		c.fault = err
-	}
-	c.mu.Unlock()
-	c.end()
-	broken := errors.Is(err, errFrame) || errors.Is(err, errCredit) || errors.Is(err, errFlood) || errors.Is(err, errProtocol)
-	if broken {
-		_ = c.Close()
-	}
-	c.release(broken)
-}
-
-func (c *Channel) receiveFrames() error {
-	var scratch [headerLen]byte
-	for {
-		t, n, err := readHeader(c.s, scratch[:], c.longest)
-		if err != nil {
-			return err
-		}
-		if t == frameData || t == frameStderr {
-			if err := c.receiveData(t, n); err != nil {
-				return err
-			}
-			continue
-		}
-		payload := make([]byte, n)
-		if _, err := io.ReadFull(c.s, payload); err != nil {
-			return unexpected(err)
-		}
-		switch t {
-		case frameEOF:
-			c.set(func() { c.eof = true })
-		case frameWindow:
-			err = c.receiveCredit(payload)
-		case frameRequest:
-			err = c.receiveRequest(payload)
-		case frameReply:
-			err = c.receiveReply(payload)
-		case frameClose:
-			return errGoodbye
-		default:
-			err = fmt.Errorf("%w: frame %d", errProtocol, t)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func (c *Channel) receiveData(t frameType, n int) error {
-	c.mu.Lock()
-	if c.open -= int64(n); c.open < 0 || c.eof {
-		c.mu.Unlock()
-		return errCredit
-	}
-	c.mu.Unlock()
-	p, err := readChunk(c.s, n)
-	if err != nil {
-		return err
-	}
-	c.set(func() {
-		switch {
-		case c.closed:
-			p.release()
-		case t == frameData:
-			c.in.push(p)
-		default:
-			c.errs.push(p)
-		}
-	})
-	return nil
-}
-
-func (c *Channel) receiveCredit(payload []byte) error {
-	n, err := uint32Of(payload)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.credit += int64(n); c.credit > 1<<32 {
-		return fmt.Errorf("%w: %d bytes of credit", errProtocol, c.credit)
-	}
-	c.changed.Broadcast()
-	return nil
-}
-
-func (c *Channel) receiveRequest(payload []byte) error {
-	name, want, body, err := decodeRequest(payload)
-	if err != nil {
-		return err
-	}
-	select {
-	case c.requests <- &Request{Name: name, WantReply: want, Payload: body, c: c}:
-		return nil
-	default:
-		return errFlood
-	}
-}
-
-func (c *Channel) receiveReply(payload []byte) error {
-	if len(payload) < 1 || payload[0] > 1 {
-		return errFrame
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.waiting) == 0 {
-		return fmt.Errorf("%w: a reply to nothing", errProtocol)
-	}
-	c.waiting[0] <- reply{ok: payload[0] == 1, payload: payload[1:]}
-	c.waiting = c.waiting[1:]
-	return nil
-}
-
-func (c *Channel) set(f func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	f()
-	c.changed.Broadcast()
-}
-
-// end notes that nothing more comes from the peer.
-func (c *Channel) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended {
-		return
-	}
-	c.ended, c.eof = true, true
-	for _, w := range c.waiting {
-		close(w)
-	}
-	c.waiting = nil
-	close(c.requests)
-	close(c.done)
-	c.changed.Broadcast()
+	return r.c.send(context.Background(), frameReply, append(appendBool(make([]byte, 0, 1+len(payload)), ok), payload...), nil)
 }
 
 // Read reads data. io.EOF comes after the peer's CloseWrite or Close; another error when the channel was lost.
 func (c *Channel) Read(p []byte) (int, error) { return c.read(&c.in, p) }
+
+// WriteTo writes data to w until the peer's CloseWrite or Close, without a copy of its own.
+func (c *Channel) WriteTo(w io.Writer) (int64, error) { return c.writeTo(&c.in, w) }
 
 // Stderr reads the peer's stderr.
 func (c *Channel) Stderr() io.Reader { return stderr{c} }
@@ -257,67 +124,95 @@ type stderr struct{ c *Channel }
 
 func (s stderr) Read(p []byte) (int, error) { return s.c.read(&s.c.errs, p) }
 
+func (s stderr) WriteTo(w io.Writer) (int64, error) { return s.c.writeTo(&s.c.errs, w) }
+
 func (c *Channel) read(q *queue, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
 	c.mu.Lock()
-	for q.empty() && !c.eof && !c.closed {
-		c.changed.Wait()
-	}
-	if q.empty() {
-		defer c.mu.Unlock()
-		switch {
-		case c.closed:
-			return 0, ErrClosed
-		case c.fault != nil:
-			return 0, c.fault
-		}
-		return 0, io.EOF
+	if err := c.await(q); err != nil {
+		c.mu.Unlock()
+		return 0, err
 	}
 	n := q.read(p)
-	grant := c.consume(int64(n))
-	c.mu.Unlock()
-	if grant > 0 {
-		// If the stream is lost, the next read tells.
-		_ = c.send(context.Background(), frameWindow, binary.BigEndian.AppendUint32(nil, uint32(grant)))
-	}
+	c.unlockConsumed(int64(n))
 	return n, nil
 }
 
-// consume counts n bytes as read and returns how much credit to give for it: half a window at a time, and more of it to a
-// peer that was held up by it. c.mu is held.
-func (c *Channel) consume(n int64) (grant int64) {
-	c.consumed += n
-	if c.ended || c.closed || c.consumed < c.window/2 {
-		return 0
+func (c *Channel) writeTo(q *queue, w io.Writer) (total int64, err error) {
+	for {
+		c.mu.Lock()
+		if err := c.await(q); err != nil {
+			c.mu.Unlock()
+			if err == io.EOF { // never wrapped by await
+				return total, nil
+			}
+			return total, err
+		}
+		p := q.pop()
+		c.mu.Unlock()
+		n, err := w.Write(p.data)
+		p.release()
+		total += int64(n)
+		c.mu.Lock()
+		c.unlockConsumed(int64(len(p.data)))
+		if err != nil {
+			return total, err
+		}
 	}
-	grant = c.consumed
-	if c.open < c.window/2 && c.window < maxWindow && c.in.empty() && c.errs.empty() {
-		if more := min(c.window, maxWindow-c.window); c.budget.take(more) {
+}
+
+// await waits until q has something. c.mu is held.
+func (c *Channel) await(q *queue) error {
+	for q.empty() && !c.eof && !c.ended {
+		c.readable.Wait()
+	}
+	switch {
+	case c.closed:
+		return ErrClosed
+	case !q.empty():
+		return nil
+	case c.fault != nil:
+		return c.fault
+	}
+	return io.EOF
+}
+
+// unlockConsumed counts n bytes as read, unlocks c.mu, and gives credit for them: half a window at a time, and more to a
+// peer that was held up by it.
+func (c *Channel) unlockConsumed(n int64) {
+	c.consumed += n
+	if c.ended || c.eof || c.consumed < c.window/2 {
+		c.mu.Unlock()
+		return
+	}
+	grant := c.consumed
+	if more := min(c.window, maxWindow-c.window); more > 0 && c.unused < c.window/2 && c.in.empty() && c.errs.empty() {
+		if c.conn.takeExtra(more) {
 			c.window += more
 			grant += more
 		}
 	}
 	c.consumed = 0
-	c.open += grant
-	return grant
+	c.unused += grant
+	c.mu.Unlock()
+	c.conn.queue(frameWindow, c.id, binary.BigEndian.AppendUint32(make([]byte, 0, 4), uint32(grant)))
 }
 
 // Write sends data, and waits while the peer gives no credit. It returns ErrClosed once either end closed.
-func (c *Channel) Write(p []byte) (int, error) { return c.writeData(frameData, p) }
+func (c *Channel) Write(p []byte) (int, error) { return c.write(frameData, p) }
 
 // WriteStderr sends stderr, as Write does.
-func (c *Channel) WriteStderr(p []byte) (int, error) { return c.writeData(frameStderr, p) }
+func (c *Channel) WriteStderr(p []byte) (int, error) { return c.write(frameStderr, p) }
 
-func (c *Channel) writeData(t frameType, p []byte) (int, error) {
-	sent := 0
+func (c *Channel) write(t frameType, p []byte) (sent int, err error) {
 	for sent < len(p) {
 		n, err := c.spend(len(p) - sent)
 		if err != nil {
 			return sent, err
 		}
-		if err := c.send(context.Background(), t, p[sent:sent+n]); err != nil {
+		if err := c.writeFrames(t, p[sent:sent+n]); err != nil {
 			return sent, err
 		}
 		sent += n
@@ -325,77 +220,97 @@ func (c *Channel) writeData(t frameType, p []byte) (int, error) {
 	return sent, nil
 }
 
-// spend waits for credit and takes at most want of it, as much as fits a frame.
+// spend waits for credit and takes at most want of it, as much as fits a write.
 func (c *Channel) spend(want int) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.credit == 0 && !c.ended && !c.closed && !c.sentEOF {
-		c.changed.Wait()
+	for c.credit == 0 && !c.ended {
+		c.writable.Wait()
 	}
-	if c.ended || c.closed || c.sentEOF {
+	if c.ended {
 		return 0, c.lost()
 	}
-	n := min(want, MaxPayload, int(c.credit))
+	n := min(want, maxBatch*MaxPayload, int(c.credit))
 	c.credit -= int64(n)
 	return n, nil
 }
 
 // lost is the error of an operation on a channel that has ended. c.mu is held.
 func (c *Channel) lost() error {
-	if c.fault != nil {
+	if c.fault != nil && !c.closed {
 		return c.fault
 	}
 	return ErrClosed
 }
 
-// send writes one frame, in one piece.
-func (c *Channel) send(ctx context.Context, t frameType, payload []byte) error {
-	if err := c.lockWrite(ctx); err != nil {
-		return err
-	}
-	defer c.unlockWrite()
-	return c.writeFrame(ctx, t, payload)
-}
-
-func (c *Channel) lockWrite(ctx context.Context) error {
+func (c *Channel) writeFrames(t frameType, p []byte) error {
+	s := c.conn.out
 	select {
-	case c.write <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case s.token <- struct{}{}:
+	case <-c.done:
+		return ErrClosed
+	case <-c.conn.ctx.Done():
+		return errLost
 	}
-}
-
-func (c *Channel) unlockWrite() { <-c.write }
-
-// writeFrame writes one frame; the write lock is held.
-func (c *Channel) writeFrame(ctx context.Context, t frameType, payload []byte) error {
-	buf := frames.Get().(*[headerLen + MaxPayload]byte)
-	defer frames.Put(buf)
-	deadline := time.Now().Add(writeTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
+	err := s.data(t, c.id, &c.out, p)
+	<-s.token
+	if err != nil && !errors.Is(err, ErrClosed) {
+		c.conn.fail(err)
 	}
-	_ = c.s.SetWriteDeadline(deadline) // a stream that has ended tells at the write
-	if _, err := c.s.Write(appendFrame(buf[:0], t, payload)); err != nil {
-		// Part of a frame may be out: nothing can follow it.
-		_ = c.s.Close()
-		return fmt.Errorf("%w: %w", ErrClosed, err)
-	}
-	return nil
+	return err
 }
 
 // CloseWrite tells the peer that no data or stderr follows.
 func (c *Channel) CloseWrite() error {
-	c.mu.Lock()
-	if c.sentEOF || c.closed || c.ended {
-		c.mu.Unlock()
-		return nil
+	s := c.conn.out
+	s.mu.Lock()
+	var err error
+	if !c.out.eof && !c.out.closed {
+		c.out.eof = true
+		err = s.append(hardPending, frameEOF, c.id, nil)
 	}
-	c.sentEOF = true
-	c.changed.Broadcast()
-	c.mu.Unlock()
-	return c.send(context.Background(), frameEOF, nil)
+	s.mu.Unlock()
+	if err != nil {
+		c.conn.fail(err)
+	}
+	return err
+}
+
+// send hands a frame over once there is room for it. Before that it calls sent, with c.mu held.
+func (c *Channel) send(ctx context.Context, t frameType, payload []byte, sent func() error) error {
+	s := c.conn.out
+	for {
+		err := c.trySend(t, payload, sent)
+		if !errors.Is(err, errFull) {
+			return err
+		}
+		if err := s.await(ctx, c.done, c.conn.ctx.Done()); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Channel) trySend(t frameType, payload []byte, sent func() error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return c.lost()
+	}
+	s := c.conn.out
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case c.out.closed:
+		return ErrClosed
+	case !s.fits(softPending, len(payload)):
+		return errFull
+	}
+	if sent != nil {
+		if err := sent(); err != nil {
+			return err
+		}
+	}
+	return s.append(softPending, t, c.id, payload)
 }
 
 // Request sends a request. With wantReply it waits for the answer, or for ctx.
@@ -405,21 +320,31 @@ func (c *Channel) Request(ctx context.Context, name string, wantReply bool, payl
 }
 
 func (c *Channel) request(ctx context.Context, name string, wantReply bool, payload []byte) (bool, []byte, error) {
-	b, err := encodeRequest(name, wantReply, payload)
+	paced := !wantReply && c.mustPace()
+	b, err := encodeRequest(name, wantReply || paced, payload, longestRequest(c.conn.gateway))
 	if err != nil {
 		return false, nil, err
 	}
-	if !wantReply {
-		return true, nil, c.send(ctx, frameRequest, b)
+	if !wantReply && !paced {
+		return true, nil, c.send(ctx, frameRequest, b, nil)
 	}
 	answer := make(chan reply, 1)
-	if err := c.sendWaiting(ctx, b, answer); err != nil {
+	if err := c.send(ctx, frameRequest, b, func() error {
+		if len(c.waiting) >= maxRequests {
+			return errors.New("too many requests wait for an answer")
+		}
+		c.waiting = append(c.waiting, answer)
+		return nil
+	}); err != nil {
 		return false, nil, err
 	}
 	select {
-	case r, ok := <-answer:
-		if !ok {
+	case r, there := <-answer:
+		switch {
+		case !there:
 			return false, nil, ErrClosed
+		case paced:
+			return true, nil, nil
 		}
 		return r.ok, r.payload, nil
 	case <-ctx.Done():
@@ -427,33 +352,26 @@ func (c *Channel) request(ctx context.Context, name string, wantReply bool, payl
 	}
 }
 
-// sendWaiting sends a request and registers who waits for its answer, in the same order.
-func (c *Channel) sendWaiting(ctx context.Context, payload []byte, answer chan reply) error {
-	if err := c.lockWrite(ctx); err != nil {
-		return err
-	}
-	defer c.unlockWrite()
+// mustPace counts a request without an answer, and says whether to ask for one.
+func (c *Channel) mustPace() bool {
 	c.mu.Lock()
-	switch {
-	case c.ended || c.closed:
-		defer c.mu.Unlock()
-		return c.lost()
-	case len(c.waiting) >= maxRequests:
-		c.mu.Unlock()
-		return errors.New("too many requests wait for an answer")
+	defer c.mu.Unlock()
+	c.unpaced++
+	if c.unpaced < pace {
+		return false
 	}
-	c.waiting = append(c.waiting, answer)
-	c.mu.Unlock()
-	return c.writeFrame(ctx, frameRequest, payload)
+	c.unpaced = 0
+	return true
 }
 
 // Requests returns the peer's requests. It is closed when the channel ends, after the last of them.
 func (c *Channel) Requests() <-chan *Request { return c.requests }
 
-// Done is closed when the peer has closed the channel, or it was lost. What has arrived can still be read.
+// Done is closed when either end has closed the channel, or it was lost. What has arrived can still be read until Close.
 func (c *Channel) Done() <-chan struct{} { return c.done }
 
-// Close ends the channel at this end; what was received and not read is dropped. A second Close does nothing.
+// Close ends the channel; what was received and not read is dropped. It does not wait for the peer. A second Close does
+// nothing.
 func (c *Channel) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -463,15 +381,158 @@ func (c *Channel) Close() error {
 	c.closed = true
 	c.in.clear()
 	c.errs.clear()
-	c.budget.give(c.window - initialWindow)
-	c.window = initialWindow
-	ended := c.ended
-	c.changed.Broadcast()
+	window := c.window
+	c.window = 0
+	c.end(nil)
 	c.mu.Unlock()
-	if !ended {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		_ = c.send(ctx, frameClose, nil) // a stream that is lost needs no goodbye
+	c.conn.giveWindow(window)
+	c.sendClose()
+	return nil
+}
+
+// end notes that nothing more comes from the peer, or is of use. c.mu is held.
+func (c *Channel) end(fault error) {
+	if c.ended {
+		return
 	}
-	return c.s.Close()
+	c.ended, c.eof, c.fault = true, true, fault
+	for _, w := range c.waiting {
+		close(w)
+	}
+	c.waiting = nil
+	close(c.requests)
+	close(c.done)
+	c.readable.Broadcast()
+	c.writable.Broadcast()
+}
+
+// lose ends the channel from the peer's side.
+func (c *Channel) lose(fault error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.end(fault)
+}
+
+// sendClose tells the peer that nothing follows, unless it knows.
+func (c *Channel) sendClose() {
+	s := c.conn.out
+	s.mu.Lock()
+	var err error
+	if !c.out.closed {
+		c.out.closed = true
+		err = s.append(hardPending, frameClose, c.id, nil)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		c.conn.fail(err)
+	}
+}
+
+// What follows is for the goroutine that receives. It never waits for whoever reads the channel. Once the channel is over at
+// this end, what the peer still sends is dropped.
+
+// receive handles a frame other than data. An error is the peer's fault.
+func (c *Channel) receive(t frameType, payload []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return nil
+	}
+	if !c.open {
+		return fmt.Errorf("%w: frame %d before the channel is accepted", errProtocol, t)
+	}
+	switch t {
+	case frameEOF:
+		c.eof = true
+		c.readable.Broadcast()
+		return nil
+	case frameWindow:
+		return c.receiveCredit(payload)
+	case frameRequest:
+		return c.receiveRequest(payload)
+	case frameReply:
+		return c.receiveReply(payload)
+	}
+	return fmt.Errorf("%w: frame %d", errProtocol, t)
+}
+
+// receiveCredit is with c.mu held, as the next ones.
+func (c *Channel) receiveCredit(payload []byte) error {
+	n, err := uint32Of(payload)
+	if err != nil {
+		return err
+	}
+	if c.credit += int64(n); c.credit > 1<<32 {
+		return fmt.Errorf("%w: %d bytes of credit", errProtocol, c.credit)
+	}
+	c.writable.Broadcast()
+	return nil
+}
+
+func (c *Channel) receiveRequest(payload []byte) error {
+	name, want, body, err := decodeRequest(payload)
+	if err != nil {
+		return err
+	}
+	// The reader takes them in order: those that are left are the latest.
+	waiting := len(payload)
+	for i := range len(c.requests) {
+		waiting += int(c.sizes[(c.pushed-1-i)%maxRequests])
+	}
+	if waiting > 2*c.conn.in.longest {
+		return errFlood
+	}
+	select {
+	case c.requests <- &Request{Name: name, WantReply: want, Payload: body, c: c}:
+		c.sizes[c.pushed%maxRequests] = uint32(len(payload))
+		c.pushed++
+		return nil
+	default:
+		return errFlood
+	}
+}
+
+func (c *Channel) receiveReply(payload []byte) error {
+	ok, body, err := cutBool(payload)
+	if err != nil {
+		return err
+	}
+	if len(c.waiting) == 0 {
+		return fmt.Errorf("%w: a reply to nothing", errProtocol)
+	}
+	c.waiting[0] <- reply{ok: ok, payload: body}
+	c.waiting = c.waiting[1:]
+	return nil
+}
+
+// receiveData handles n bytes of data or stderr, which are still to be read from r. Broken is the peer's fault.
+func (c *Channel) receiveData(t frameType, n int, r *reader) (broken, err error) {
+	c.mu.Lock()
+	switch {
+	case c.ended:
+		c.mu.Unlock()
+		return nil, r.discard(n)
+	case !c.open || c.eof || int64(n) > c.unused:
+		c.mu.Unlock()
+		return errCredit, r.discard(n)
+	}
+	c.unused -= int64(n)
+	awaited := c.in.empty() && c.errs.empty()
+	c.mu.Unlock()
+	p, err := r.chunk(n, awaited)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		p.release()
+	case t == frameData:
+		c.in.push(p)
+	default:
+		c.errs.push(p)
+	}
+	c.readable.Broadcast()
+	return nil, nil
 }

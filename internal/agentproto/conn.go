@@ -2,37 +2,32 @@ package agentproto
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 const (
-	closeTimeout  = 10 * time.Second // for the peer to close a stream that this end closed
-	greetTimeout  = 15 * time.Second // for the first frame of a stream that the peer opened
-	keepAlive     = 30 * time.Second
-	lostAfter     = 2 * time.Minute // without an answer to a keepalive; shorter ones killed live sessions (devsy#760)
-	maxOpening    = 128             // streams that wait for their first frame or its answer; below yamux's backlog
-	maxBroken     = 16              // channels that a peer may break before it loses the transport
-	defaultStream = 1024
-	callPing      = "ping"
+	keepAlive  = 15 * time.Second
+	lostAfter  = 2 * time.Minute // without a sign of the peer; shorter ones killed live sessions (devsy#760)
+	maxBroken  = 16              // channels that a peer may break before it loses the transport
+	maxArrived = 128             // attachments that wait to be accepted
 )
 
 // Limits bounds what a peer may open. A zero field takes its default.
 type Limits struct {
-	Streams  int // attachments and channels at the same time; 1024
+	Streams  int // attachments and channels at the same time, whoever opened them; 1024
 	Channels int // that wait to be accepted, in one attachment; 16
 }
 
 func (l Limits) withDefaults() Limits {
 	if l.Streams == 0 {
-		l.Streams = defaultStream
+		l.Streams = 1024
 	}
 	if l.Channels == 0 {
 		l.Channels = 16
@@ -53,23 +48,29 @@ type Config struct {
 // Conn is one transport with hello done.
 type Conn struct {
 	cfg     Config
-	mux     *yamux.Session
-	control *Channel
+	nc      net.Conn
+	in      *reader
+	out     *sender
 	peer    Hello
 	version uint32
 	gateway bool
 
-	ctx     context.Context // ends with the connection
-	cancel  context.CancelCauseFunc
-	owned   sync.WaitGroup
-	opening chan struct{} // a token for each stream that greets
+	ctx    context.Context // ends with the connection
+	cancel context.CancelCauseFunc
+	owned  sync.WaitGroup
 
-	mu          sync.Mutex // guards what follows
-	nextID      uint64
-	attachments map[uint64]*Attachment
-	streams     int
-	broken      int
-	arrived     chan *Attachment
+	frames  atomic.Uint64 // received
+	extra   atomic.Int64  // what windows have beyond their initial size
+	broken  int           // only for the goroutine that receives
+	arrived chan *Attachment
+	calls   calls
+
+	mu       sync.Mutex // guards what follows; taken after a channel's, before out.mu
+	over     bool
+	streams  map[uint32]*Channel
+	next     uint32 // stream that this end opens
+	last     uint32 // stream that the peer opened
+	watchdog *time.Timer
 }
 
 // Dial begins the protocol as a gateway on nc, which it owns from then on. ctx bounds the hello alone.
@@ -82,94 +83,76 @@ func Accept(ctx context.Context, nc net.Conn, c Config) (*Conn, error) {
 	return start(ctx, nc, c, false)
 }
 
-func muxConfig() *yamux.Config {
-	c := yamux.DefaultConfig()
-	c.KeepAliveInterval = keepAlive
-	c.ConnectionWriteTimeout = lostAfter
-	c.MaxStreamWindowSize = maxWindow // never what holds data up: a channel's credit is, and its reader always reads
-	c.StreamCloseTimeout = closeTimeout
-	c.StreamOpenTimeout = 0 // opens have deadlines of their own, and none ends the others' transport
-	c.LogOutput = io.Discard
-	return c
-}
-
 func start(ctx context.Context, nc net.Conn, cfg Config, gateway bool) (_ *Conn, err error) {
 	cfg.Limits, cfg.Hello = cfg.Limits.withDefaults(), cfg.Hello.withVersions()
 	c := &Conn{
-		cfg: cfg, gateway: gateway, opening: make(chan struct{}, maxOpening),
-		attachments: make(map[uint64]*Attachment), arrived: make(chan *Attachment, maxOpening),
+		cfg: cfg, nc: nc, in: newReader(nc, longestRequest(!gateway)), out: newSender(nc), gateway: gateway,
+		arrived: make(chan *Attachment, maxArrived), streams: make(map[uint32]*Channel), next: 2,
+	}
+	if gateway {
+		c.next = 1
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-	defer func() {
-		if !stop() && err == nil {
-			err = context.Cause(ctx)
-		}
-		if err != nil {
-			c.cancel(err)
-			_ = nc.Close()
-			if c.mux != nil {
-				_ = c.mux.Close()
-			}
-			c.owned.Wait()
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			err = fmt.Errorf("greet the peer: %w", err)
-		}
-	}()
-	if gateway {
-		c.mux, err = yamux.Client(&coalescing{Conn: nc}, muxConfig())
-	} else {
-		c.mux, err = yamux.Server(&coalescing{Conn: nc}, muxConfig())
+	err = c.greet()
+	if !stop() {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, err
+		c.cancel(err)
+		_ = nc.Close()
+		return nil, fmt.Errorf("greet the peer: %w", err)
 	}
-	if err := c.greet(); err != nil {
-		return nil, err
-	}
-	c.owned.Go(c.control.receive)
-	c.owned.Go(c.answerCalls)
-	c.owned.Go(c.acceptStreams)
-	c.owned.Go(func() {
-		<-c.mux.CloseChan()
-		c.cancel(errLost)
-	})
+	c.watch(0, 0, 0)
+	c.owned.Go(c.receive)
+	c.owned.Go(c.flush)
 	return c, nil
 }
 
-// greet opens the control stream and exchanges hellos on it.
-func (c *Conn) greet() error {
-	var s net.Conn
-	var err error
+// longestRequest is what an agent or a gateway takes.
+func longestRequest(agent bool) int {
+	if agent {
+		return MaxRequest
+	}
+	return MaxPayload
+}
+
+// greet exchanges hellos. The gateway speaks first.
+func (c *Conn) greet() (err error) {
 	if c.gateway {
-		s, err = c.mux.OpenStream()
-	} else {
-		s, err = c.mux.AcceptStream()
+		if err := c.sayHello(); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	hello, err := c.cfg.Hello.encode()
-	if err != nil {
-		return err
-	}
-	if _, err := s.Write(appendFrame(nil, frameHello, hello)); err != nil {
-		return err
-	}
-	t, payload, err := readFrame(s)
+	h, err := c.in.header()
 	if err != nil {
 		return unexpected(err)
 	}
-	if t != frameHello {
-		return fmt.Errorf("%w: frame %d instead of hello", errProtocol, t)
+	if h.kind != frameHello || h.stream != 0 || h.length > maxHello {
+		return fmt.Errorf("%w: frame %d of %d bytes instead of hello", errProtocol, h.kind, h.length)
+	}
+	payload, err := c.in.payload(h.length)
+	if err != nil {
+		return err
 	}
 	if c.peer, err = decodeHello(payload); err != nil {
 		return err
 	}
-	c.control = newChannel(s, c.cfg.Budget, func(bool) { _ = c.mux.Close() })
+	if !c.gateway { // also when the versions do not meet: the gateway can say so then
+		if err := c.sayHello(); err != nil {
+			return err
+		}
+	}
 	c.version, err = agree(c.cfg.Hello, c.peer)
+	return err
+}
+
+func (c *Conn) sayHello() error {
+	hello, err := c.cfg.Hello.encode()
+	if err != nil {
+		return err
+	}
+	_, err = c.nc.Write(appendFrame(nil, frameHello, 0, hello))
 	return err
 }
 
@@ -182,304 +165,349 @@ func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
 // Err returns why the connection ended, or nil while it lives.
 func (c *Conn) Err() error { return context.Cause(c.ctx) }
 
-// Close ends the connection, with all attachments and channels, and waits for what served them.
+// Close ends the connection, with all attachments and channels, and waits for what served them. What was sent before goes out
+// first, if the peer takes it soon.
 func (c *Conn) Close() error {
-	c.cancel(ErrClosed)
-	err := c.mux.Close()
+	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords)) // a write that is under way ends by then too
+	c.out.token <- struct{}{}
+	_ = c.out.flush() // the peer may be gone
+	<-c.out.token
+	c.fail(ErrClosed)
 	c.owned.Wait()
-	return err
+	return nil
 }
 
-// Call asks the peer something outside all attachments, such as "stats", and returns its answer.
-func (c *Conn) Call(ctx context.Context, name string, payload []byte) ([]byte, error) {
-	ok, answer, err := c.control.request(ctx, name, true, payload)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("the peer refused %s: %.200q", name, answer)
-	}
-	return answer, nil
+// fail ends the connection.
+func (c *Conn) fail(why error) {
+	c.cancel(why)
+	_ = c.nc.Close()
 }
 
-// Ping returns how long the peer takes to answer.
-func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
-	began := time.Now()
-	_, err := c.Call(ctx, callPing, nil)
-	return time.Since(began), err
-}
-
-// answerCalls answers the peer's calls, one after the other: their order is the answers'.
-func (c *Conn) answerCalls() {
-	for r := range c.control.Requests() {
-		var answer []byte
-		err := errors.New("there is no such call")
-		switch {
-		case r.Name == callPing:
-			err = nil
-		case c.cfg.OnCall != nil:
-			answer, err = c.cfg.OnCall(c.ctx, r.Name, r.Payload)
-		}
-		if err == nil && len(answer) >= MaxPayload {
-			err = errors.New("the answer is too long")
-		}
-		if err != nil {
-			answer = []byte(err.Error())
-			answer = answer[:min(len(answer), maxMessage)]
-		}
-		if r.Reply(err == nil, answer) != nil {
-			return // the connection is lost, and tells so elsewhere
-		}
-	}
-}
-
-// admit counts one more stream, unless there are too many.
-func (c *Conn) admit() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.streams >= c.cfg.Limits.Streams {
-		return false
-	}
-	c.streams++
-	return true
-}
-
-func (c *Conn) leave(broken bool) {
-	c.mu.Lock()
-	c.streams--
-	if broken {
-		c.broken++
-	}
-	hostile := c.broken > maxBroken
-	c.mu.Unlock()
-	if hostile {
-		c.cancel(errProtocol)
-		_ = c.mux.Close()
-	}
-}
-
-// openStream opens a stream with its first frame and waits for the answer. After f, the channel runs.
-func (c *Conn) openStream(
-	ctx context.Context, t frameType, payload []byte, f func(ch *Channel) error,
-) (*Channel, error) {
-	if !c.admit() {
-		return nil, &OpenError{Reason: ReasonShortOfSupply, Message: messageTooMany}
-	}
-	ch, err := c.greetStream(ctx, t, payload)
-	if err != nil {
-		c.leave(false)
-		return nil, err
-	}
-	if err := f(ch); err != nil {
-		_ = ch.Close()
-		ch.end()
-		ch.release(false)
-		return nil, err
-	}
-	c.owned.Go(ch.receive)
-	return ch, nil
-}
-
-func (c *Conn) greetStream(ctx context.Context, t frameType, payload []byte) (_ *Channel, err error) {
-	select {
-	case c.opening <- struct{}{}:
-		defer func() { <-c.opening }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-c.ctx.Done():
-		return nil, c.Err()
-	}
-	s, err := c.mux.OpenStream()
-	if err != nil {
-		return nil, c.why(err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
-	defer func() {
-		if !stop() && err == nil {
-			err = context.Cause(ctx)
-		}
-		if err != nil {
-			_ = s.Close()
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-		}
-	}()
-	if _, err := s.Write(appendFrame(nil, t, payload)); err != nil {
-		return nil, c.why(err)
-	}
-	t, answer, err := readFrame(s)
-	if err != nil {
-		return nil, c.why(unexpected(err))
-	}
-	switch t {
-	case frameAccept:
-		ch := c.newChannel(s)
-		if err := ch.receiveCredit(answer); err != nil {
-			return nil, err
-		}
-		// The peer sends nothing before this: it has no credit yet.
-		return ch, ch.send(ctx, frameWindow, binary.BigEndian.AppendUint32(nil, initialWindow))
-	case frameReject:
-		refusal, err := decodeReject(answer)
-		if err != nil {
-			return nil, err
-		}
-		return nil, refusal
-	}
-	return nil, fmt.Errorf("%w: frame %d answers an open", errProtocol, t)
-}
-
-// why prefers the reason that the connection ended for to what a stream says of it.
-func (c *Conn) why(err error) error {
-	if c.ctx.Err() != nil {
-		return c.Err()
-	}
-	return err
-}
-
-// acceptStreams takes what the peer opens until the connection ends.
-func (c *Conn) acceptStreams() {
+// flush writes what waits, when nobody else does.
+func (c *Conn) flush() {
 	for {
-		s, err := c.mux.AcceptStream()
-		if err != nil {
+		select {
+		case <-c.out.wake:
+		case <-c.ctx.Done():
 			return
 		}
 		select {
-		case c.opening <- struct{}{}:
-		default:
-			_ = s.Close()
-			continue
+		case c.out.token <- struct{}{}:
+		case <-c.ctx.Done():
+			return
 		}
-		c.owned.Go(func() {
-			defer func() { <-c.opening }()
-			if err := c.greeted(s); err != nil {
-				_ = s.Close()
+		err := c.out.flush()
+		<-c.out.token
+		if err != nil {
+			c.fail(fmt.Errorf("%w: %w", errLost, err))
+			return
+		}
+	}
+}
+
+// queue hands over a frame that need not wait for room.
+func (c *Conn) queue(t frameType, stream uint32, payload []byte) {
+	if err := c.out.queue(t, stream, payload); err != nil {
+		c.fail(err)
+	}
+}
+
+// watch looks after the connection from time to time: a peer that says nothing is asked whether it is there, and one that
+// does not answer or takes nothing for long is given up.
+func (c *Conn) watch(frames, writes uint64, silent time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return
+	}
+	c.watchdog = time.AfterFunc(keepAlive, func() {
+		f := c.frames.Load()
+		w, writing := c.out.progress()
+		if quiet := f == frames; quiet || writing && w == writes {
+			silent += keepAlive
+			if quiet {
+				c.queue(framePing, 0, nil)
 			}
-		})
-	}
+		} else {
+			silent = 0
+		}
+		if silent >= lostAfter {
+			c.fail(errStuck)
+			return
+		}
+		c.watch(f, w, silent)
+	})
 }
 
-// greeted reads the first frame of a stream that the peer opened, and answers a refusal.
-func (c *Conn) greeted(s net.Conn) error {
-	if err := s.SetReadDeadline(time.Now().Add(greetTimeout)); err != nil {
-		return err
+// takeExtra takes n bytes for a window beyond its initial size.
+func (c *Conn) takeExtra(n int64) bool {
+	if c.extra.Add(n) > maxExtra || !c.cfg.Budget.take(0, n) {
+		c.extra.Add(-n)
+		return false
 	}
-	t, payload, err := readFrame(s)
+	return true
+}
+
+func (c *Conn) giveWindow(n int64) {
+	if n == 0 {
+		return
+	}
+	c.extra.Add(initialWindow - n)
+	c.cfg.Budget.give(initialWindow, n-initialWindow)
+}
+
+// openStream opens a stream with ch's first frame, and waits for the answer. On an error ch is closed.
+func (c *Conn) openStream(ctx context.Context, t frameType, ch *Channel, payload []byte) error {
+	err := c.begin(ctx, t, ch, payload)
 	if err != nil {
+		c.out.mu.Lock()
+		ch.out.closed = true // the peer never hears of it
+		c.out.mu.Unlock()
+		_ = ch.Close()
 		return err
 	}
-	if err := s.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
-	switch {
-	case t == frameAttach && !c.gateway:
-		err = c.attached(s, payload)
-	case t == frameOpen:
-		err = c.opened(s, payload)
-	default:
-		return fmt.Errorf("%w: frame %d opens a stream", errProtocol, t)
-	}
-	var refusal *OpenError
-	if errors.As(err, &refusal) {
-		_ = reject(s, refusal)
-	}
-	return err
-}
-
-func reject(s net.Conn, e *OpenError) error {
-	_ = s.SetWriteDeadline(time.Now().Add(greetTimeout))
-	_, err := s.Write(appendFrame(nil, frameReject, e.encode()))
-	return err
-}
-
-func (c *Conn) newChannel(s net.Conn) *Channel {
-	ch := newChannel(s, c.cfg.Budget, c.leave)
-	if !c.gateway {
-		ch.longest = MaxRequest
-	}
-	return ch
-}
-
-// accept makes a channel of a stream that the peer opened. After f, the peer learns of it, and it runs.
-func (c *Conn) accept(s net.Conn, f func(ch *Channel) error) (*Channel, error) {
-	if !c.admit() {
-		return nil, &OpenError{Reason: ReasonShortOfSupply, Message: messageTooMany}
-	}
-	ch := c.newChannel(s)
-	err := f(ch)
-	if err == nil {
-		err = ch.send(c.ctx, frameAccept, binary.BigEndian.AppendUint32(nil, initialWindow))
-	}
-	if err != nil {
-		ch.end()
-		ch.release(false)
-		return nil, err
-	}
-	c.owned.Go(ch.receive)
-	return ch, nil
-}
-
-// attached begins an attachment that the peer asks for. It is there before the answer goes out, since channels of it may
-// follow at once.
-func (c *Conn) attached(s net.Conn, payload []byte) error {
-	req, err := decodeAttach(payload)
-	if err != nil {
-		return err
-	}
-	var a *Attachment
-	if _, err := c.accept(s, func(ch *Channel) error {
-		a, err = c.register(req, ch)
-		return err
-	}); err != nil {
-		return err
+	if ch.parent != nil && !ch.parent.c.isOpen() {
+		_ = ch.Close() // its attachment ended before the channel was one of it
 	}
 	select {
-	case c.arrived <- a:
-		return nil
-	default:
-		return a.Close()
+	case err = <-ch.opened:
+	case <-ch.done:
+		err = c.why()
+	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
+	if err != nil {
+		_ = ch.Close() // the peer may have accepted it by now
+	}
+	return err
 }
 
-// opened hands a channel that the peer opens to its attachment.
-func (c *Conn) opened(s net.Conn, payload []byte) error {
-	o, err := decodeOpen(payload)
-	if err != nil {
+// why is the reason that a stream ended for while it was opened.
+func (c *Conn) why() error {
+	if err := c.Err(); err != nil {
 		return err
 	}
+	return ErrClosed
+}
+
+// begin gives ch a number and sends its first frame.
+func (c *Conn) begin(ctx context.Context, t frameType, ch *Channel, payload []byte) error {
+	for {
+		err := c.tryBegin(t, ch, payload)
+		if !errors.Is(err, errFull) {
+			return err
+		}
+		if err := c.out.await(ctx, nil, c.ctx.Done()); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Conn) tryBegin(t frameType, ch *Channel, payload []byte) error {
 	c.mu.Lock()
-	a := c.attachments[o.attachment]
+	defer c.mu.Unlock()
+	switch {
+	case c.over:
+		return c.why()
+	case len(c.streams) >= c.cfg.Limits.Streams:
+		return refuseTooMany
+	case c.next > math.MaxUint32-2:
+		return errors.New("the connection has no more streams")
+	}
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	if err := c.out.append(softPending, t, c.next, payload); err != nil {
+		return err
+	}
+	ch.id = c.next
+	c.next += 2
+	c.streams[ch.id] = ch
+	return nil
+}
+
+// remove frees ch's place.
+func (c *Conn) remove(ch *Channel) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.streams[ch.id] == ch {
+		delete(c.streams, ch.id)
+	}
+}
+
+// children are the channels of an attachment.
+func (c *Conn) children(a *Attachment) (list []*Channel) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range c.streams {
+		if ch.parent == a {
+			list = append(list, ch)
+		}
+	}
+	return list
+}
+
+// receive handles the peer's frames until the connection ends.
+func (c *Conn) receive() {
+	err := c.receiveFrames()
+	if errors.Is(err, io.EOF) {
+		err = errLost
+	}
+	c.fail(err)
+	c.mu.Lock()
+	c.over = true
+	c.watchdog.Stop()
+	streams := c.streams
+	c.streams = nil
 	c.mu.Unlock()
-	if a == nil {
-		return &OpenError{Reason: ReasonProhibited, Message: messageNoAttachment}
+	for _, ch := range streams {
+		ch.lose(fmt.Errorf("%w: %w", errLost, c.Err()))
 	}
-	n := &NewChannel{Kind: o.kind, Payload: o.payload, conn: c, s: s}
-	return a.deliver(n)
+	c.calls.end()
 }
 
-// coalescing joins the header of a yamux frame, which comes in a write of its own, with the body that follows, so that a
-// frame is one system call.
-type coalescing struct {
-	net.Conn
-	header []byte
+func (c *Conn) receiveFrames() error {
+	var latest *Channel // saves looking it up
+	for {
+		h, err := c.in.header()
+		if err != nil {
+			return err
+		}
+		c.frames.Add(1)
+		if latest == nil || latest.id != h.stream {
+			c.mu.Lock()
+			latest = c.streams[h.stream]
+			c.mu.Unlock()
+		}
+		if latest != nil && (h.kind == frameData || h.kind == frameStderr) {
+			broken, err := latest.receiveData(h.kind, h.length, c.in)
+			if err != nil {
+				return err
+			}
+			if err := c.blame(latest, broken); err != nil {
+				return err
+			}
+			continue
+		}
+		payload, err := c.in.payload(h.length)
+		if err != nil {
+			return err
+		}
+		if err := c.handle(h, latest, payload); err != nil {
+			return err
+		}
+		if h.kind == frameClose || h.kind == frameReject {
+			latest = nil
+		}
+	}
 }
 
-const (
-	yamuxHeaderLen = 12
-	yamuxTypeData  = 0
-)
+// handle handles a frame other than data for ch, or without a stream. An error ends the connection.
+func (c *Conn) handle(h header, ch *Channel, payload []byte) error {
+	switch {
+	case h.stream == 0:
+		return c.handleCall(h.kind, payload)
+	case h.kind == frameAttach && !c.gateway:
+		return c.attached(h.stream, payload)
+	case h.kind == frameOpen:
+		return c.opened(h.stream, payload)
+	case ch == nil && h.kind == frameClose && c.known(h.stream):
+		return nil // it crossed a refusal
+	case ch == nil:
+		return fmt.Errorf("%w: frame %d on no stream", errProtocol, h.kind)
+	}
+	switch h.kind {
+	case frameAccept, frameReject:
+		return c.answered(ch, h.kind, payload)
+	case frameClose:
+		ch.lose(nil)
+		ch.sendClose()
+		c.remove(ch)
+		c.endAttachment(ch)
+		return nil
+	}
+	return c.blame(ch, ch.receive(h.kind, payload))
+}
 
-func (w *coalescing) Write(p []byte) (int, error) {
-	if w.header != nil {
-		bufs := net.Buffers{w.header, p}
-		w.header = nil
-		n, err := bufs.WriteTo(w.Conn)
-		return max(int(n)-yamuxHeaderLen, 0), err
+// blame ends a channel for what the peer did on it, if it did.
+func (c *Conn) blame(ch *Channel, err error) error {
+	if err == nil {
+		return nil
 	}
-	if len(p) == yamuxHeaderLen && p[1] == yamuxTypeData && binary.BigEndian.Uint32(p[8:]) > 0 {
-		w.header = append(make([]byte, 0, yamuxHeaderLen), p...)
-		return len(p), nil
+	ch.lose(err)
+	ch.sendClose()
+	c.endAttachment(ch)
+	if c.broken++; c.broken > maxBroken {
+		return fmt.Errorf("%w again and again: %w", errProtocol, err)
 	}
-	return w.Conn.Write(p)
+	return nil
+}
+
+// known says whether a stream has existed.
+func (c *Conn) known(stream uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mine(stream) {
+		return stream < c.next
+	}
+	return stream <= c.last
+}
+
+// mine says whether a stream has a number of this end's.
+func (c *Conn) mine(stream uint32) bool { return (stream%2 == 1) == c.gateway }
+
+// answered handles the answer to a stream that this end opened.
+func (c *Conn) answered(ch *Channel, t frameType, payload []byte) error {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.open || !c.mine(ch.id) {
+		return fmt.Errorf("%w: an answer to nothing", errProtocol)
+	}
+	if t == frameReject {
+		refusal, err := decodeReject(payload)
+		if err != nil {
+			return err
+		}
+		c.out.mu.Lock()
+		ch.out.closed = true
+		c.out.mu.Unlock()
+		c.remove(ch)
+		ch.opened <- refusal
+		return nil
+	}
+	ch.open = true
+	if err := ch.receiveCredit(payload); err != nil {
+		return err
+	}
+	ch.opened <- nil
+	return nil
+}
+
+// arrive makes a stream of one that the peer opens, if there is room.
+func (c *Conn) arrive(stream uint32, ch *Channel) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mine(stream) || stream <= c.last {
+		return fmt.Errorf("%w: stream %d is not the peer's next one", errProtocol, stream)
+	}
+	c.last = stream
+	if len(c.streams) >= c.cfg.Limits.Streams {
+		return refuseTooMany
+	}
+	c.streams[stream] = ch
+	return nil
+}
+
+// refuse answers a stream that the peer opens.
+func (c *Conn) refuse(ch *Channel, why *OpenError) {
+	s := c.out
+	s.mu.Lock()
+	var err error
+	if !ch.out.closed {
+		ch.out.closed = true
+		err = s.append(hardPending, frameReject, ch.id, why.encode())
+	}
+	s.mu.Unlock()
+	if err != nil {
+		c.fail(err)
+	}
 }

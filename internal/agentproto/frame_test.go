@@ -2,30 +2,60 @@ package agentproto
 
 import (
 	"bytes"
-	"context"
-	"encoding/binary"
-	"errors"
-	"net"
-	"os"
+	"io"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
+	"testing/iotest"
 )
 
-func FuzzReadFrame(f *testing.F) {
-	f.Add(appendFrame(nil, frameData, []byte("hello")))
-	f.Add([]byte{6, 0xff, 0xff, 0xff})
+// FuzzFrames reads what a peer may send, in one piece and byte by byte: both must give the same frames.
+func FuzzFrames(f *testing.F) {
+	f.Add(appendFrame(appendFrame(nil, frameData, 1, []byte("hello")), frameClose, 1, nil))
+	f.Add([]byte{6, 0xff, 0xff, 0xff, 0, 0, 0, 1})
+	f.Add(append(appendFrame(nil, frameData, 3, make([]byte, 20000)), appendFrame(nil, frameStderr, 3, make([]byte, 3000))...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		kind, payload, err := readFrame(bytes.NewReader(b))
-		if err == nil && !bytes.HasPrefix(b, appendFrame(nil, kind, payload)) {
-			t.Errorf("%x reads as %d %x", b, kind, payload)
+		frames, err := readAll(bytes.NewReader(b))
+		again, err2 := readAll(iotest.OneByteReader(bytes.NewReader(b)))
+		if (err == nil) != (err2 == nil) || !bytes.Equal(frames, again) {
+			t.Errorf("%x reads as %x, %v and as %x, %v", b, frames, err, again, err2)
+		}
+		if !bytes.HasPrefix(b, frames) || err == nil && len(frames) != len(b) {
+			t.Errorf("%x reads as %x, %v", b, frames, err)
 		}
 	})
 }
 
+// readAll reads frames and writes them again.
+func readAll(src io.Reader) (out []byte, err error) {
+	r := newReader(src, MaxPayload)
+	for {
+		h, err := r.header()
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+		var p []byte
+		switch h.kind {
+		case frameData, frameStderr:
+			c, err := r.chunk(h.length, h.kind == frameData)
+			if err != nil {
+				return out, err
+			}
+			p = bytes.Clone(c.data)
+			c.release()
+		default:
+			if p, err = r.payload(h.length); err != nil {
+				return out, err
+			}
+		}
+		out = appendFrame(out, h.kind, h.stream, p)
+	}
+}
+
 func FuzzOpen(f *testing.F) {
-	seed, _ := open{attachment: 3, kind: "session", payload: []byte("x")}.encode()
+	seed, _ := open{credit: 7, attachment: 3, kind: "session", payload: []byte("x")}.encode()
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		o, err := decodeOpen(b)
@@ -39,15 +69,32 @@ func FuzzOpen(f *testing.F) {
 }
 
 func FuzzRequest(f *testing.F) {
-	seed, _ := encodeRequest("exec", true, []byte("x"))
+	seed, _ := encodeRequest("exec", true, []byte("x"), MaxPayload)
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		name, want, payload, err := decodeRequest(b)
 		if err != nil {
 			return
 		}
-		if again, err := encodeRequest(name, want, payload); len(b) <= MaxRequest && (err != nil || !bytes.Equal(again, b)) {
+		again, err := encodeRequest(name, want, payload, MaxRequest)
+		if len(b) <= MaxRequest && (err != nil || !bytes.Equal(again, b)) {
 			t.Errorf("%x reads as %q %v %x, %v", b, name, want, payload, err)
+		}
+	})
+}
+
+func FuzzCalls(f *testing.F) {
+	seed, _ := call{number: 5, name: "stats", payload: []byte("x")}.encode()
+	f.Add(seed)
+	f.Add(answer{number: 5, ok: true, payload: []byte("x")}.encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, err := decodeCall(b); err == nil {
+			if again, err := c.encode(); len(b) <= MaxPayload && (err != nil || !bytes.Equal(again, b)) {
+				t.Errorf("%x reads as %+v, %v", b, c, err)
+			}
+		}
+		if a, err := decodeAnswer(b); err == nil && !bytes.Equal(a.encode(), b) {
+			t.Errorf("%x reads as %+v", b, a)
 		}
 	})
 }
@@ -80,110 +127,62 @@ func FuzzReject(f *testing.F) {
 }
 
 func TestNamesAreBounded(t *testing.T) {
-	if _, err := encodeRequest(strings.Repeat("x", 65), false, nil); err == nil {
+	if _, err := encodeRequest(strings.Repeat("x", 65), false, nil, MaxPayload); err == nil {
 		t.Error("a long name is sent")
 	}
 	if _, err := (open{kind: "", payload: nil}).encode(); err == nil {
 		t.Error("a channel without a kind is opened")
 	}
-	if _, err := encodeRequest("env", false, make([]byte, MaxRequest)); err == nil {
+	if _, err := encodeRequest("env", false, make([]byte, MaxRequest), MaxRequest); err == nil {
 		t.Error("a long payload is sent")
-	}
-}
-
-// A flood of tiny frames costs about as much memory as its bytes.
-func TestQueueJoinsTinyPayloads(t *testing.T) {
-	var q queue
-	for range 100_000 {
-		q.push(chunk{data: []byte{1}})
-	}
-	if n := len(q.chunks); n > 100_000/joined+1 {
-		t.Errorf("%d chunks", n)
-	}
-	got := make([]byte, 200_000)
-	if n := q.read(got); n != 100_000 || !q.empty() {
-		t.Errorf("%d bytes came back", n)
-	}
-}
-
-// hostile returns a channel whose peer is the test itself.
-func hostile(t *testing.T) (*Channel, net.Conn, chan bool) {
-	t.Helper()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "socketpair")
-		if ends[i], err = net.FileConn(f); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
-	}
-	released := make(chan bool, 1)
-	c := newChannel(ends[0], nil, func(broken bool) { released <- broken })
-	go c.receive()
-	t.Cleanup(func() {
-		ends[1].Close()
-		c.Close()
-	})
-	return c, ends[1], released
-}
-
-func TestAPeerThatBreaksTheProtocolLosesTheChannel(t *testing.T) {
-	request, err := encodeRequest("window-change", false, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	huge := appendFrame(nil, frameWindow, binary.BigEndian.AppendUint32(nil, 1<<32-1))
-	for name, frames := range map[string][]byte{
-		"more data than credit":        bytes.Repeat(appendFrame(nil, frameData, make([]byte, MaxPayload)), 3),
-		"more stderr than credit":      bytes.Repeat(appendFrame(nil, frameStderr, make([]byte, MaxPayload)), 3),
-		"data after EOF":               append(appendFrame(nil, frameEOF, nil), appendFrame(nil, frameData, []byte("x"))...),
-		"a flood of requests":          bytes.Repeat(appendFrame(nil, frameRequest, request), maxRequests+1),
-		"a reply to nothing":           appendFrame(nil, frameReply, []byte{1}),
-		"credit without end":           append(huge, huge...),
-		"a frame that is too long":     {byte(frameData), 0xff, 0xff, 0xff},
-		"an unknown frame":             appendFrame(nil, 99, nil),
-		"a hello in the middle":        appendFrame(nil, frameHello, []byte("{}")),
-		"a request without a name":     appendFrame(nil, frameRequest, []byte{1, 0}),
-		"a name that is not printable": appendFrame(nil, frameRequest, []byte{0, 2, 'a', 0x1b}),
-	} {
-		t.Run(name, func(t *testing.T) {
-			c, peer, released := hostile(t)
-			go func() { _, _ = peer.Write(frames) }()
-			select {
-			case broken := <-released:
-				if !broken {
-					t.Error("it is not called broken")
-				}
-			case <-time.After(20 * time.Second):
-				t.Fatal("the channel goes on")
-			}
-			if _, err := c.Write([]byte("x")); err == nil {
-				t.Error("it can still be written")
-			}
-			if _, err := c.Request(context.Background(), "x", true, nil); err == nil || errors.Is(err, context.Canceled) {
-				t.Errorf("a request gives %v", err)
-			}
-		})
 	}
 }
 
 // A gateway sends command lines as long as clients do; what an agent sends it stays short.
 func TestLongRequestsGoToAgentsAlone(t *testing.T) {
-	frame := appendFrame(nil, frameRequest, make([]byte, MaxRequest))
 	for _, tt := range []struct {
-		longest int
-		ok      bool
-	}{{MaxRequest, true}, {MaxRequest - 1, false}, {MaxPayload, false}} {
-		_, n, err := readHeader(bytes.NewReader(frame), make([]byte, headerLen), tt.longest)
-		if tt.ok != (err == nil) || tt.ok && n != MaxRequest {
-			t.Errorf("where %d bytes are allowed: %d, %v", tt.longest, n, err)
+		kind            frameType
+		length, longest int
+		ok              bool
+	}{
+		{frameRequest, MaxRequest, MaxRequest, true},
+		{frameRequest, MaxRequest, MaxRequest - 1, false},
+		{frameRequest, MaxPayload + 1, longestRequest(false), false},
+		{frameRequest, MaxRequest, longestRequest(true), true},
+		{frameData, MaxPayload + 1, MaxRequest, false},
+		{frameData, MaxPayload, MaxRequest, true},
+	} {
+		h, err := decodeHeader(appendHeader(nil, tt.kind, 1, tt.length), tt.longest)
+		if tt.ok != (err == nil) || tt.ok && h.length != tt.length {
+			t.Errorf("%+v: %+v, %v", tt, h, err)
 		}
 	}
-	if _, _, err := readHeader(bytes.NewReader(appendFrame(nil, frameData, make([]byte, MaxPayload+1))), make([]byte, headerLen), MaxRequest); err == nil {
-		t.Error("a frame of data is as long as a request")
+}
+
+// A flood of tiny frames costs about as much memory as its bytes, and so do frames of any size.
+func TestQueueHoldsLittleMoreThanItsBytes(t *testing.T) {
+	for _, size := range []int{1, 10, 1000, smallPayload, smallPayload + 1, mediumPayload/2 + 1, mediumPayload + 1, MaxPayload/2 + 1, MaxPayload} {
+		const total = 1 << 20
+		var q queue
+		for range total / size {
+			c := newChunk(size, q.empty())
+			q.push(c)
+		}
+		held := cap(q.chunks) * 40
+		for _, c := range q.chunks {
+			if held += cap(c.data); c.block != nil {
+				held += len(c.block.mem) - cap(c.data)
+			}
+		}
+		if held > 5*total/2 {
+			t.Errorf("%d bytes of %d hold %d", total, size, held)
+		}
+		n := 0
+		for p := make([]byte, 777); !q.empty(); {
+			n += q.read(p)
+		}
+		if n != total/size*size {
+			t.Errorf("%d bytes came back", n)
+		}
 	}
 }

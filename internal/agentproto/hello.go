@@ -68,13 +68,7 @@ type Attach struct {
 
 const maxAttach = 4 << 10
 
-// attachRequest is the first frame of an attachment's stream.
-type attachRequest struct {
-	ID uint64 `json:"id"`
-	Attach
-}
-
-func (a attachRequest) encode() ([]byte, error) {
+func (a Attach) encode() ([]byte, error) {
 	b, err := json.Marshal(a)
 	if err == nil && len(b) > maxAttach {
 		err = fmt.Errorf("an attach of %d bytes is too long", len(b))
@@ -82,12 +76,12 @@ func (a attachRequest) encode() ([]byte, error) {
 	return b, err
 }
 
-func decodeAttach(b []byte) (a attachRequest, err error) {
+func decodeAttach(b []byte) (a Attach, err error) {
 	if len(b) > maxAttach {
 		return a, fmt.Errorf("%w: an attach of %d bytes", errFrame, len(b))
 	}
 	if err := json.Unmarshal(b, &a); err != nil {
-		return attachRequest{}, fmt.Errorf("%w: attach: %w", errFrame, err)
+		return Attach{}, fmt.Errorf("%w: attach: %w", errFrame, err)
 	}
 	return a, nil
 }
