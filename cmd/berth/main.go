@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,7 @@ func main() {
 		SilenceErrors: true,
 	}
 	config.Flags(root.PersistentFlags())
+	root.SetUsageTemplate(settingsOnce(root.UsageTemplate()))
 	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), doctorCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errReported) {
@@ -34,6 +36,15 @@ func main() {
 		}
 		os.Exit(1)
 	}
+}
+
+// settingsOnce returns the template of help texts with the settings listed by `berth up --help` alone: every command takes
+// them, and they would hide its own flags.
+func settingsOnce(template string) string {
+	const own, settings = "{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}", "{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}"
+	const hint = "--data-dir DIR, and the other settings that `berth up --help` lists"
+	template = strings.Replace(template, own, `{{if .HasParent}}`+own+`{{else}}  `+hint+`{{end}}`, 1)
+	return strings.Replace(template, settings, `{{if eq .Name "up"}}`+settings+`{{else}}  `+hint+`{{end}}`, 1)
 }
 
 // errReported is returned where the command has printed what is wrong already.
