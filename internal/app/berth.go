@@ -247,6 +247,11 @@ func engineOptions(c config.Config) (containerd.Options, error) {
 			return o, fmt.Errorf("%s is not beside this program; `make build` makes it, or name one with --agent", name)
 		}
 	}
+	for setting, path := range map[string]string{"image": o.ImageArchive, "agent": o.AgentPath} {
+		if _, err := os.Stat(path); err != nil {
+			return o, fmt.Errorf("--%s: %w", setting, err)
+		}
+	}
 	var err error
 	if c.Subnet != "" {
 		if o.Subnet, err = netip.ParsePrefix(c.Subnet); err != nil {

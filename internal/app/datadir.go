@@ -25,7 +25,7 @@ type busyError struct {
 }
 
 func (e busyError) Error() string {
-	return fmt.Sprintf("berth runs already in %s (pid %d); stop it with `berth down`, or give another --data-dir", e.dir, e.pid)
+	return fmt.Sprintf("one runs already in %s (pid %d); stop it with `berth down`, or give another --data-dir", e.dir, e.pid)
 }
 
 // lockData makes the data directory if need be and takes its lock, or returns a busyError.

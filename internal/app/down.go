@@ -22,7 +22,7 @@ const downTimeout = 2 * time.Minute
 // containers' storage and everything else that berth made in the data directory.
 func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (err error) {
 	if os.Geteuid() != 0 {
-		return errors.New("berth's containers belong to root; run this with sudo")
+		return errors.New("the containers belong to root; run this with sudo")
 	}
 	if !exists(c.DataDir) {
 		_, err := fmt.Fprintf(out, "There is no berth in %s.\n", c.DataDir)

@@ -84,7 +84,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 
 func needRoot() error {
 	if os.Geteuid() != 0 {
-		return errors.New("berth makes namespaces, mounts and networks and needs to be root; run it with sudo")
+		return errors.New("containers need namespaces, mounts and networks of the machine, so this needs root; run it with sudo")
 	}
 	return nil
 }

@@ -130,12 +130,21 @@ func Load(fs *pflag.FlagSet) (Config, error) {
 	}
 	var c Config
 	if err := k.Unmarshal("", &c); err != nil {
-		return Config{}, fmt.Errorf("read settings: %w", err)
+		return Config{}, fmt.Errorf("read settings: %s", oneLine(err))
 	}
 	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
 		return Config{}, err
 	}
 	return c, c.Validate()
+}
+
+// oneLine is the decoder's error without its heading, which comes with an empty line below.
+func oneLine(err error) string {
+	text := err.Error()
+	if _, list, ok := strings.Cut(text, "\n\n"); ok {
+		text = list
+	}
+	return strings.Join(strings.Fields(text), " ")
 }
 
 var zoneLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
