@@ -49,6 +49,9 @@ func (g *Gateway) serverConfig(ctx ssh.Context) *gossh.ServerConfig {
 	config.VerifiedPublicKeyCallback = func(
 		meta gossh.ConnMetadata, key gossh.PublicKey, perms *gossh.Permissions, _ string,
 	) (*gossh.Permissions, error) {
+		if a, ok := meta.(gossh.AlgorithmsConnMetadata); ok {
+			c.wire.joinWrites(a.Algorithms().Write.Cipher)
+		}
 		return perms, c.setVerified(meta.User(), key, perms)
 	}
 	return config

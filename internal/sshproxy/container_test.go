@@ -597,3 +597,50 @@ func TestFileTransfer(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryPacketSize echoes blocks whose packets end just before, at and after the ends of x/crypto's buffer: none may stay
+// behind in the gateway.
+func TestEveryPacketSize(t *testing.T) {
+	h := newHarbour(t, Options{})
+	for _, cipher := range []string{gossh.CipherAES128GCM, gossh.CipherChaCha20Poly1305, gossh.CipherAES256CTR} {
+		t.Run(cipher, func(t *testing.T) {
+			config := h.clientConfig("aaaaaaaa", h.key)
+			config.Ciphers = []string{cipher}
+			c, err := gossh.Dial("tcp", h.addr, config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			s, err := c.NewSession()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			in, err := s.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := s.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Start("exec cat"); err != nil {
+				t.Fatal(err)
+			}
+			for _, around := range []int{4096, 8192} {
+				for n := around - 90; n < around+30; n++ {
+					within(t, 10*time.Second, fmt.Sprintf("an echo of %d bytes", n), func() {
+						data := noise(n)
+						if _, err := in.Write(data); err != nil {
+							t.Error(err)
+						}
+						got := make([]byte, n)
+						if _, err := io.ReadFull(out, got); err != nil || !bytes.Equal(got, data) {
+							t.Errorf("%d bytes: %v", n, err)
+						}
+					})
+				}
+			}
+		})
+	}
+}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,6 +30,8 @@ type wire struct {
 	ahead  []byte // what was read of the client and not yet handed on
 	sent   []byte // our identification line, which x/crypto will want to send again
 	offers struct{ gcm, known bool }
+
+	join joiner
 
 	// onWrite, once set, is called after the next write that succeeds.
 	onWrite atomic.Pointer[func()]
@@ -115,13 +119,48 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.sent = nil
 		return len(p), nil
 	}
-	n, err := w.Conn.Write(p)
+	n, err := w.join.write(w.Conn, p)
 	if err == nil {
 		if f := w.onWrite.Load(); f != nil && w.onWrite.CompareAndSwap(f, nil) {
 			(*f)()
 		}
 	}
 	return n, err
+}
+
+// cryptoBuffer is the size of the buffer through which x/crypto writes. A packet that is longer comes in two writes: the
+// buffer, full, and the rest.
+const cryptoBuffer = 4096
+
+// joiner makes one system call, and one segment, of such a packet's two writes.
+type joiner struct {
+	// on is set once no packet can be just as long as the buffer, so that a full one is the first of two writes: those of
+	// AES-GCM and chacha20-poly1305 have 4 bytes more than a multiple of 8.
+	on    atomic.Bool
+	first []byte // the first of two writes
+	space []byte // where it lies
+	parts [2][]byte
+	bufs  net.Buffers
+}
+
+func (j *joiner) write(c net.Conn, p []byte) (int, error) {
+	switch {
+	case j.first == nil && len(p) == cryptoBuffer && j.on.Load():
+		j.space = append(j.space[:0], p...)
+		j.first = j.space
+		return len(p), nil
+	case j.first == nil:
+		return c.Write(p)
+	}
+	j.parts = [2][]byte{j.first, p}
+	j.first, j.bufs = nil, j.parts[:]
+	n, err := j.bufs.WriteTo(c)
+	return max(int(n)-cryptoBuffer, 0), err
+}
+
+// joinWrites says which cipher the connection has.
+func (w *wire) joinWrites(cipher string) {
+	w.join.on.Store(w.quick.raw != nil && (slices.Contains(gcm(), cipher) || cipher == gossh.CipherChaCha20Poly1305))
 }
 
 // SetDeadline does nothing: charmbracelet/ssh calls it before every read and write to take away deadlines that it was not
