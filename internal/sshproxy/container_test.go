@@ -605,7 +605,7 @@ func TestEveryPacketSize(t *testing.T) {
 	for _, cipher := range []string{gossh.CipherAES128GCM, gossh.CipherChaCha20Poly1305, gossh.CipherAES256CTR} {
 		t.Run(cipher, func(t *testing.T) {
 			config := h.clientConfig("aaaaaaaa", h.key)
-			config.Ciphers = []string{cipher}
+			config.Ciphers, config.MACs = []string{cipher}, []string{gossh.HMACSHA256} // the MAC that can fill the buffer exactly
 			c, err := gossh.Dial("tcp", h.addr, config)
 			if err != nil {
 				t.Fatal(err)
