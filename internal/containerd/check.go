@@ -25,10 +25,22 @@ type Check struct {
 
 // Checks looks for everything that the engine needs, without changing anything.
 func Checks(ctx context.Context, o Options) []Check {
-	network := func() error {
-		return hostnet.Check(ctx, hostnet.Options{DataDir: o.DataDir, Subnet: o.Subnet, Upstreams: o.Upstreams})
+	network := hostnet.Options{DataDir: o.DataDir, Subnet: o.Subnet, Upstreams: o.Upstreams}
+	list := append(machineChecks(o), Check{"network", hostnet.Check(ctx, network), true})
+	if list[0].Problem != nil {
+		return list // not root, who alone sees what follows
 	}
-	return append(machineChecks(o), Check{"network", network(), true})
+	warnings, err := hostnet.Warnings(network)
+	if err != nil {
+		return append(list, Check{"other firewalls", err, false})
+	}
+	if len(warnings) == 0 {
+		return append(list, Check{"other firewalls", nil, false})
+	}
+	for _, w := range warnings {
+		list = append(list, Check{"other firewalls", errors.New(w), false})
+	}
+	return list
 }
 
 // required runs the checks that Open needs; the network's own opening finds what is wrong with that.

@@ -326,7 +326,7 @@ func TestChecks(t *testing.T) {
 	names := make(map[string]bool)
 	for _, c := range Checks(t.Context(), o) {
 		names[c.Name] = true
-		if c.Problem != nil {
+		if c.Problem != nil && c.Name != "other firewalls" { // those are the machine's own affair
 			t.Errorf("%s: %v", c.Name, c.Problem)
 		}
 	}
@@ -336,6 +336,9 @@ func TestChecks(t *testing.T) {
 	o.ContainerdPath, o.ReserveBytes = "/absent/containerd", 1<<60
 	want := map[string]string{"containerd": "apt-get install containerd", "disk space": "reserve"}
 	for _, c := range Checks(t.Context(), o) {
+		if c.Name == "other firewalls" {
+			continue
+		}
 		cure := want[c.Name]
 		if (c.Problem == nil) != (cure == "") || c.Problem != nil && (!strings.Contains(c.Problem.Error(), cure) || strings.Contains(c.Problem.Error(), "\n")) {
 			t.Errorf("%s: %v", c.Name, c.Problem)
