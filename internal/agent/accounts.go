@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // account is a user of the container, as /etc/passwd and /etc/group tell.
@@ -21,6 +24,9 @@ type account struct {
 	shell  string // empty where the file names none
 }
 
+// nonblock opens what a tenant may have put in place of a file: a FIFO must not hold PID 1 up.
+const nonblock = unix.O_NONBLOCK | unix.O_CLOEXEC
+
 // Bounds on files that a tenant writes and PID 1 reads.
 const (
 	maxAccountFile = 4 << 20
@@ -29,16 +35,26 @@ const (
 
 var errNoAccount = errors.New("there is no such user in the container")
 
-// findAccount looks a user up. Root exists in an image without /etc/passwd too.
+// noID is what setuid(2) takes for "leave it".
+const noID = math.MaxUint32
+
+// findAccount looks a user up; no name is root's. Root is there whatever these files hold, or else its owner could lock
+// himself out.
 func findAccount(passwd, group, name string) (account, error) {
+	if name == "" {
+		name = "root"
+	}
 	a, err := readPasswd(passwd, name)
-	if errors.Is(err, errNoAccount) && name == "root" {
+	if err != nil && name == "root" {
 		a, err = account{name: "root", home: "/root"}, nil
 	}
 	if err != nil {
 		return account{}, err
 	}
 	a.groups, err = readGroups(group, a)
+	if err != nil && a.uid == 0 {
+		a.groups, err = []uint32{a.gid}, nil
+	}
 	return a, err
 }
 
@@ -67,15 +83,14 @@ func parsePasswd(line string) (account, bool) {
 	if len(f) != 7 || f[0] == "" {
 		return account{}, false
 	}
-	uid, err := strconv.ParseUint(f[2], 10, 32)
-	if err != nil {
-		return account{}, false
-	}
-	gid, err := strconv.ParseUint(f[3], 10, 32)
-	if err != nil {
-		return account{}, false
-	}
-	return account{name: f[0], uid: uint32(uid), gid: uint32(gid), home: f[5], shell: f[6]}, true
+	uid, okUID := parseID(f[2])
+	gid, okGID := parseID(f[3])
+	return account{name: f[0], uid: uid, gid: gid, home: f[5], shell: f[6]}, okUID && okGID
+}
+
+func parseID(s string) (uint32, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err == nil && n != noID
 }
 
 func readGroups(path string, a account) ([]uint32, error) {
@@ -95,8 +110,7 @@ func parseGroup(line, user string) (uint32, bool) {
 	if len(f) != 4 || !slices.Contains(strings.Split(f[3], ","), user) {
 		return 0, false
 	}
-	gid, err := strconv.ParseUint(f[2], 10, 32)
-	return uint32(gid), err == nil
+	return parseID(f[2])
 }
 
 // eachLine calls f for the lines of a regular file until f says stop. A file that is not there has none.
@@ -113,6 +127,7 @@ func eachLine(path string, f func(line string) bool) error {
 		return fmt.Errorf("%s is not a regular file", path)
 	}
 	s := bufio.NewScanner(io.LimitReader(file, maxAccountFile))
+	s.Buffer(nil, maxAccountFile+1) // a group may have a very long line
 	for s.Scan() && f(s.Text()) {
 	}
 	return s.Err()

@@ -25,7 +25,7 @@ func BreakGlass(o Options, keyFile string) error {
 		return err
 	}
 	s := NewServer(o)
-	defer s.Close()
+	defer settle()() // who runs this may have it ignore hang-ups, which the commands would inherit
 	srv := &gliderssh.Server{
 		HostSigners: []gliderssh.Signer{key},
 		Version:     "Berth-agent",
@@ -37,7 +37,9 @@ func BreakGlass(o Options, keyFile string) error {
 		RequestHandlers: map[string]gliderssh.RequestHandler{},
 	}
 	srv.HandleConn(&stdioConn{in: os.Stdin, out: os.Stdout})
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+	defer cancel()
+	return s.Close(ctx) // the connection is over: sessions hang up
 }
 
 func breakGlassKey(file string) (gossh.Signer, error) {
@@ -61,11 +63,19 @@ func (s *Server) breakGlassSession(_ *gliderssh.Server, conn *gossh.ServerConn, 
 		_ = n.Reject(gossh.Prohibited, fmt.Sprintf("there is no user %.64q in the container", conn.User()))
 		return
 	}
-	ch, requests, err := n.Accept()
-	if err != nil {
+	over := make(chan struct{})
+	if !s.goDo(&s.sessions, func() {
+		defer close(over)
+		ch, requests, err := n.Accept()
+		if err != nil {
+			return
+		}
+		newSession(s, sshChannel{ch, requests}, client{account: user}).serve()
+	}) {
+		_ = n.Reject(gossh.ResourceShortage, errClosing.Error())
 		return
 	}
-	newSession(s, sshChannel{ch, requests}, client{account: user}).serve()
+	<-over
 }
 
 // sshChannel is a channel of x/crypto.

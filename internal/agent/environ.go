@@ -50,10 +50,14 @@ func (e environ) has(name string) bool {
 	return slices.ContainsFunc(e, func(s string) bool { return strings.HasPrefix(s, name+"=") })
 }
 
-// loginEnviron is the environment of a login: the image's, then what sshd would set for the account, then what the client
-// may set.
+// loginEnviron is the environment of a login: the image's, then what the client may set, then what sshd would set for the
+// account, which no client changes.
 func loginEnviron(image []string, a account, remote, local, tty, term string, client []string) []string {
 	e := environ(slices.Clone(image))
+	for _, setting := range client {
+		name, value, _ := strings.Cut(setting, "=")
+		e.set(name, value)
+	}
 	e.set("USER", a.name)
 	e.set("LOGNAME", a.name)
 	e.set("HOME", a.home)
@@ -69,10 +73,6 @@ func loginEnviron(image []string, a account, remote, local, tty, term string, cl
 			e.set("SSH_CLIENT", strings.Join([]string{from, fromPort, toPort}, " "))
 			e.set("SSH_CONNECTION", strings.Join([]string{from, fromPort, to, toPort}, " "))
 		}
-	}
-	for _, setting := range client {
-		name, value, _ := strings.Cut(setting, "=")
-		e.set(name, value)
 	}
 	if tty != "" {
 		e.set("SSH_TTY", tty)

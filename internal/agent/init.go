@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -18,26 +19,27 @@ import (
 // DefaultSocket is where the agent serves gateways.
 const DefaultSocket = "/.berth/run/agent.sock"
 
-// killAfter is how long processes have between TERM and KILL when the container stops.
-const killAfter = 5 * time.Second
+// Times of the end.
+const (
+	killAfter = 5 * time.Second // between TERM and KILL
+	lastWords = 2 * time.Second // for clients to learn how their commands ended
+)
 
 // Init is the container's first process: it serves on the socket, runs the image's command if there is one, reaps, and ends
 // all processes in order when told to stop.
 func Init(o Options, socket string, argv []string) error {
 	o.Init = os.Getpid() == 1
 	s := NewServer(o)
-	ends := make(chan os.Signal, 4)
-	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT, unix.SIGPWR, syscall.Signal(rtmin+3)) // …, Docker's and systemd's ways to say halt
+	defer settle()()
+	syscall.Umask(0o022) // as a login has it
+	ends := make(chan os.Signal, 1)
+	// TERM is Kubernetes' and containerd's way to say halt, RTMIN+3 and PWR are systemd's and LXC's.
+	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR, syscall.Signal(rtmin+3))
 	defer signal.Stop(ends)
-	// Caught and dropped. What is ignored stays ignored in children: neither hang-ups nor broken pipes would end them.
-	dropped := make(chan os.Signal, 1)
-	signal.Notify(dropped, syscall.SIGHUP, syscall.SIGPIPE)
-	defer signal.Stop(dropped)
 	if o.Init {
 		children := make(chan os.Signal, 1)
 		signal.Notify(children, syscall.SIGCHLD)
-		defer signal.Stop(children)
-		go func() { // ends with the process
+		go func() { // ends with the process: there are orphans to the last
 			for range children {
 				s.procs.reapAll()
 			}
@@ -51,6 +53,7 @@ func Init(o Options, socket string, argv []string) error {
 	go func() { served <- s.Serve(l) }()
 	if len(argv) > 0 {
 		if err := s.runImage(argv); err != nil {
+			s.log.Error("start the image's command", "err", err)
 			fmt.Fprintf(&s.logs, "berth: %s: %v\n", argv[0], err)
 		}
 	}
@@ -59,12 +62,24 @@ func Init(o Options, socket string, argv []string) error {
 		return err
 	case <-ends:
 	}
+	s.stopWork()
 	s.endAll()
-	return s.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+	defer cancel()
+	return s.Close(ctx)
 }
 
 // rtmin is SIGRTMIN as C libraries count it.
 const rtmin = 34
+
+// settle keeps signals from ending this process, and what its caller left open to itself. Signals are caught, not ignored: a
+// child would go on ignoring them, and be deaf to the hang-up of its client.
+func settle() (undo func()) {
+	c := make(chan os.Signal, 1) // nobody reads it
+	signal.Notify(c, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGQUIT)
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; engines do it too
+	return func() { signal.Stop(c) }
+}
 
 // listen makes the socket, in a directory that only root can enter.
 func listen(socket string) (net.Listener, error) {
@@ -72,8 +87,17 @@ func listen(socket string) (net.Listener, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the socket's directory: %w", err)
 	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(dir, 0, 0); err != nil {
+			return nil, fmt.Errorf("take the socket's directory: %w", err)
+		}
+	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("close the socket's directory to others: %w", err)
+	}
+	if nc, err := net.Dial("unix", socket); err == nil {
+		_ = nc.Close()
+		return nil, errors.New("there is an agent at " + socket + " already")
 	}
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove an old socket: %w", err)
@@ -82,7 +106,11 @@ func listen(socket string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the socket: %w", err)
 	}
-	return l, os.Chmod(socket, 0o600)
+	if err := os.Chmod(socket, 0o600); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("close the socket to others: %w", err)
+	}
+	return l, nil
 }
 
 // runImage starts the image's own command; its output goes to a ring that gateways read.
@@ -119,47 +147,49 @@ func (s *Server) runImage(argv []string) error {
 	}
 	go func() { // ends with the last process that has the pipe
 		defer r.Close()
-		_, _ = io.Copy(&s.logs, r)
+		copyOutput(&s.logs, r)
 	}()
 	return nil
 }
 
 // endAll asks every process of the container to end, and makes those end that do not.
 func (s *Server) endAll() {
+	none := s.procs.lastOnes()
 	if os.Getpid() != 1 {
 		return // everything else on this machine is not ours
 	}
-	none := s.procs.childless()
 	_ = syscall.Kill(-1, syscall.SIGTERM) // fails when there are none
-	_ = syscall.Kill(-1, syscall.SIGHUP)  // interactive shells ignore TERM
+	s.procs.hangUpShells()                // they ignore TERM
 	_ = syscall.Kill(-1, syscall.SIGCONT)
-	ctx, cancel := context.WithTimeout(context.Background(), killAfter)
-	defer cancel()
+	t := time.NewTimer(killAfter)
+	defer t.Stop()
 	select {
 	case <-none:
 		return
-	case <-ctx.Done():
+	case <-t.C:
 	}
 	_ = syscall.Kill(-1, syscall.SIGKILL)
 	<-none
 }
 
-// Connect joins standard input and output to the agent's socket, until either side ends.
+// Connect joins standard input and output to the agent's socket, until the agent ends. The end of the input is passed on.
 func Connect(socket string) error {
 	nc, err := net.Dial("unix", socket)
 	if err != nil {
 		return fmt.Errorf("reach the agent: %w", err)
 	}
 	defer nc.Close()
-	results := make(chan error, 2)
-	go func() {
+	go func() { // ends with the process: nothing else ends a read of standard input
 		_, err := io.Copy(nc, os.Stdin)
+		if err != nil {
+			_ = nc.Close()
+			return
+		}
 		_ = nc.(*net.UnixConn).CloseWrite() // it may be gone
-		results <- err
 	}()
-	go func() {
-		_, err := io.Copy(os.Stdout, nc)
-		results <- err
-	}()
-	return <-results
+	_, err = io.Copy(os.Stdout, nc)
+	if err != nil {
+		return fmt.Errorf("pass on: %w", err)
+	}
+	return nil
 }

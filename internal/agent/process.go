@@ -2,9 +2,7 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -13,11 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The kernel is to choose what a session runs before it chooses the agent: by this much, and with at least this score.
 const (
-	nonblock = unix.O_NONBLOCK | unix.O_CLOEXEC // a FIFO in place of a file must not hold PID 1 up
-
-	// childOOM makes the kernel choose what a session runs before it chooses the agent.
-	childOOM = 200
+	moreExpendable = 100
+	expendable     = 200
 )
 
 // processes starts processes and waits for them. As PID 1 it also reaps what others left behind, and is then the only one
@@ -25,13 +22,16 @@ const (
 type processes struct {
 	reap bool // PID 1
 
-	mu      sync.Mutex // guards what follows; held over a fork, so that no child is reaped before it is known
-	waiting map[int]chan syscall.WaitStatus
+	// mu guards what follows, and the processes' fields. It is held over a fork and over the wait for a child that has
+	// ended: so no child is reaped before it is known, and no number of a child is another process's while it is used.
+	mu      sync.Mutex
+	waiting map[int]*process
 	none    chan struct{} // closed when there are no children; nil while nobody asks
+	refuse  bool
 }
 
 func newProcesses(reap bool) *processes {
-	return &processes{reap: reap, waiting: make(map[int]chan syscall.WaitStatus)}
+	return &processes{reap: reap, waiting: make(map[int]*process)}
 }
 
 // command is what to start.
@@ -45,22 +45,28 @@ type command struct {
 	as    account
 }
 
+// login says whether it is a login shell for a person.
+func (c command) login() bool { return c.tty && strings.HasPrefix(c.argv[0], "-") }
+
 // process is a running child, the leader of a session and a process group of its own.
 type process struct {
+	p     *processes
 	pid   int
-	ended chan struct{} // closed once it was waited for
+	login bool          // a login shell on a terminal
+	ended chan struct{} // closed once it was waited for; status is there then
 
-	mu     sync.Mutex // guards what follows
-	over   bool
 	status syscall.WaitStatus
+	over   bool
+	handle int // a pidfd, or -1: the group outlives its leader
 }
 
-// start starts c.
+// start starts c. Release the process in the end.
 func (p *processes) start(c command) (*process, error) {
+	proc := &process{p: p, login: c.login(), ended: make(chan struct{}), handle: -1}
 	attr := &syscall.ProcAttr{
 		Dir: c.dir, Env: c.env, Files: c.files,
 		Sys: &syscall.SysProcAttr{
-			Setsid: true, Setctty: c.tty,
+			Setsid: true, Setctty: c.tty, PidFD: &proc.handle,
 			Credential: &syscall.Credential{Uid: c.as.uid, Gid: c.as.gid, Groups: c.as.groups},
 		},
 	}
@@ -68,28 +74,27 @@ func (p *processes) start(c command) (*process, error) {
 		attr.Sys.Credential = nil // can only be itself
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refuse {
+		return nil, errClosing
+	}
 	pid, err := forkExpendable(c.path, c.argv, attr)
 	if err != nil {
-		p.mu.Unlock()
 		return nil, err
 	}
-	ended := make(chan syscall.WaitStatus, 1)
-	if p.reap {
-		p.waiting[pid] = ended
-	}
-	p.mu.Unlock()
+	proc.pid = pid
+	p.waiting[pid] = proc
 	if !p.reap {
-		go func() { ended <- waitFor(pid) }()
+		go p.await(proc) // ends with the process
 	}
-	proc := &process{pid: pid, ended: make(chan struct{})}
-	go func() {
-		status := <-ended
-		proc.mu.Lock()
-		proc.over, proc.status = true, status
-		proc.mu.Unlock()
-		close(proc.ended)
-	}()
 	return proc, nil
+}
+
+// neverStarted stands for a program that could not be started.
+func (p *processes) neverStarted(code int) *process {
+	proc := &process{p: p, ended: make(chan struct{}), handle: -1, over: true, status: syscall.WaitStatus(code << 8)}
+	close(proc.ended)
+	return proc
 }
 
 // forkExpendable starts a child that the kernel kills before its parent when memory is short. The parent has the child's
@@ -97,109 +102,98 @@ func (p *processes) start(c command) (*process, error) {
 func forkExpendable(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	const file = "/proc/self/oom_score_adj"
 	before, err := os.ReadFile(file)
-	if err == nil && atoi(string(before)) < childOOM {
+	if err == nil {
+		own, _ := strconv.Atoi(strings.TrimSpace(string(before))) // the kernel wrote it
+		score := min(max(own+moreExpendable, expendable), 1000)
 		// Where this is not allowed, the kernel chooses as it likes.
-		if os.WriteFile(file, []byte(strconv.Itoa(childOOM)), 0) == nil {
+		if os.WriteFile(file, []byte(strconv.Itoa(score)), 0) == nil {
 			defer func() { _ = os.WriteFile(file, before, 0) }()
 		}
 	}
 	return syscall.ForkExec(path, argv, attr)
 }
 
-func atoi(s string) int {
-	n, _ := strconv.Atoi(strings.TrimSpace(s)) // the kernel wrote it
-	return n
+// await waits for one child, where nobody reaps all.
+func (p *processes) await(proc *process) {
+	for errors.Is(unix.Waitid(unix.P_PID, proc.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var status syscall.WaitStatus
+	_, _ = syscall.Wait4(proc.pid, &status, syscall.WNOHANG, nil) // it has ended
+	p.end(proc.pid, status)
 }
 
-func waitFor(pid int) (status syscall.WaitStatus) {
-	for {
-		_, err := syscall.Wait4(pid, &status, 0, nil)
-		if !errors.Is(err, syscall.EINTR) {
-			return status
-		}
+// end notes that a child was waited for. p.mu is held.
+func (p *processes) end(pid int, status syscall.WaitStatus) {
+	if proc := p.waiting[pid]; proc != nil {
+		delete(p.waiting, pid)
+		proc.over, proc.status = true, status
+		close(proc.ended)
 	}
 }
 
 // reapAll waits for every child that has ended. PID 1 calls it at each SIGCHLD.
 func (p *processes) reapAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for {
-		p.mu.Lock()
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
-		case err != nil || pid <= 0:
+		case pid > 0:
+			p.end(pid, status)
+		default:
 			if errors.Is(err, syscall.ECHILD) && p.none != nil {
 				close(p.none)
 				p.none = nil
 			}
-			p.mu.Unlock()
 			return
-		default:
-			if w := p.waiting[pid]; w != nil {
-				delete(p.waiting, pid)
-				w <- status
-			}
 		}
-		p.mu.Unlock()
 	}
 }
 
-// childless returns a channel that is closed when no child is left.
-func (p *processes) childless() <-chan struct{} {
+// lastOnes makes start refuse, and returns a channel that is closed when no child is left. Only PID 1 knows all children.
+func (p *processes) lastOnes() <-chan struct{} {
 	p.mu.Lock()
 	none := make(chan struct{})
-	p.none = none
+	p.none, p.refuse = none, true
 	p.mu.Unlock()
 	p.reapAll()
 	return none
 }
 
-// signal sends s to the process group, unless its leader is over and the number may be another's.
-func (p *process) signal(s syscall.Signal) error {
+// hangUpShells tells the login shells that their line is gone.
+func (p *processes) hangUpShells() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over {
-		return os.ErrProcessDone
-	}
-	return syscall.Kill(-p.pid, s)
-}
-
-// shellPath is the account's login shell.
-func (a account) shellPath() string {
-	if a.shell == "" {
-		return "/bin/sh" // passwd(5)
-	}
-	return a.shell
-}
-
-// mayLogIn is false for an account whose shell turns people away (nologin(8)): it gets no sftp either.
-func (a account) mayLogIn() bool {
-	switch filepath.Base(a.shellPath()) {
-	case "nologin", "false":
-		return false
-	}
-	return true
-}
-
-// isProgram says whether path is a file that can be run.
-func isProgram(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
-}
-
-// lookPath finds name in the directories of a PATH.
-func lookPath(name, dirs string) (string, error) {
-	if strings.Contains(name, "/") {
-		if isProgram(name) {
-			return name, nil
-		}
-		return "", fmt.Errorf("%s: not found", name)
-	}
-	for dir := range strings.SplitSeq(dirs, ":") {
-		if p := filepath.Join(dir, name); isProgram(p) {
-			return p, nil
+	for pid, proc := range p.waiting {
+		if proc.login {
+			_ = syscall.Kill(-pid, syscall.SIGHUP) // it may be ending
 		}
 	}
-	return "", fmt.Errorf("%s: not found", name)
+}
+
+// signal sends s to the process group, also when its leader is over, where the kernel knows such groups (Linux 6.9).
+func (p *process) signal(s syscall.Signal) error {
+	p.p.mu.Lock()
+	defer p.p.mu.Unlock()
+	switch {
+	case !p.over:
+		return syscall.Kill(-p.pid, s)
+	case p.handle >= 0:
+		return unix.PidfdSendSignal(p.handle, s, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP)
+	}
+	return os.ErrProcessDone
+}
+
+// release gives back what the process holds here. It goes on, if it runs.
+func (p *process) release() {
+	p.p.mu.Lock()
+	defer p.p.mu.Unlock()
+	if p.handle >= 0 {
+		_ = unix.Close(p.handle)
+		p.handle = -1
+	}
 }

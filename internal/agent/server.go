@@ -45,20 +45,32 @@ type Server struct {
 	log           *slog.Logger
 	procs         *processes
 	passwd, group string
+	budget        *agentproto.Budget
 	logs          ring
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup // connections, attachments, sessions
+	wg     sync.WaitGroup // connections and attachments
+
+	sessions sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	closing bool
+	conns   int
 }
+
+// Bounds on what root of the container, or its gateways, may have open.
+const (
+	maxConns  = 64
+	maxOffers = 256      // channels that one client opens before they are looked at: as many as a gateway lets it have
+	maxInput  = 64 << 20 // bytes of input that may wait for commands
+)
 
 // NewServer returns a Server. It does no I/O.
 func NewServer(o Options) *Server {
 	s := &Server{
 		environ: o.Environ, accept: o.AcceptEnv, log: o.Log, procs: newProcesses(o.Init), passwd: o.Passwd, group: o.Group,
+		budget: agentproto.NewBudget(maxInput),
 	}
 	if s.accept == nil {
 		s.accept = DefaultAcceptEnv()
@@ -78,24 +90,39 @@ func NewServer(o Options) *Server {
 
 var errClosing = errors.New("the agent is ending")
 
-// Close ends all sessions and waits for them.
-func (s *Server) Close() error {
+// stopWork refuses what is new from now on.
+func (s *Server) stopWork() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.closing = true
-	s.mu.Unlock()
+}
+
+// Close ends all sessions and waits for them. Until ctx ends it leaves them time to end by themselves.
+func (s *Server) Close(ctx context.Context) error {
+	s.stopWork()
+	ended := make(chan struct{})
+	go func() { // ends with the sessions, which the end of s.ctx ends
+		s.sessions.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
 	s.cancel(errClosing)
 	s.wg.Wait()
+	<-ended
 	return nil
 }
 
-// goDo runs f, which Close waits for, unless it has begun.
-func (s *Server) goDo(f func()) bool {
+// goDo runs f, which wg then waits for, unless Close has begun.
+func (s *Server) goDo(wg *sync.WaitGroup, f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
 		return false
 	}
-	s.wg.Go(f)
+	wg.Go(f)
 	return true
 }
 
@@ -105,21 +132,71 @@ func (s *Server) Serve(l net.Listener) error {
 	defer stop()
 	for {
 		nc, err := l.Accept()
-		if err != nil {
-			if s.ctx.Err() != nil {
+		switch {
+		case s.ctx.Err() != nil:
+			if err == nil {
+				_ = nc.Close()
+			}
+			return nil
+		case isPassing(err):
+			s.log.Warn("accept", "err", err)
+			if !s.pause() {
 				return nil
 			}
+			continue
+		case err != nil:
 			return fmt.Errorf("accept: %w", err)
 		}
-		if err := checkPeer(nc); err != nil {
+		if err := s.admit(nc); err != nil {
 			s.log.Warn("refused a connection", "err", err)
-			_ = nc.Close()
-			continue
-		}
-		if !s.goDo(func() { s.ServeConn(nc) }) {
 			_ = nc.Close()
 		}
 	}
+}
+
+// isPassing says whether accepting may succeed later: the end of PID 1 would be the end of the container.
+func isPassing(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// pause lets others give back what accepting needs. It says false when the server ends.
+func (s *Server) pause() bool {
+	t := time.NewTimer(100 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.ctx.Done():
+		return false
+	}
+}
+
+// admit serves nc if its peer may come in and there are not too many.
+func (s *Server) admit(nc net.Conn) error {
+	if err := checkPeer(nc); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		return errClosing
+	case s.conns >= maxConns:
+		return fmt.Errorf("there are %d connections", s.conns)
+	}
+	s.conns++
+	s.wg.Go(func() {
+		s.ServeConn(nc)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.conns--
+	})
+	return nil
 }
 
 // checkPeer admits root of this user namespace, and processes that this PID namespace does not have: the host's. Nobody
@@ -147,16 +224,13 @@ func checkPeer(nc net.Conn) error {
 	return nil
 }
 
-// maxOffers is how many channels one client may open at once before they are looked at: as many as a gateway lets it have.
-const maxOffers = 256
-
 // ServeConn serves one gateway on nc until either ends.
 func (s *Server) ServeConn(nc net.Conn) {
 	ctx, cancel := context.WithTimeout(s.ctx, helloTimeout)
 	defer cancel()
 	conn, err := agentproto.Accept(ctx, nc, agentproto.Config{
 		Hello: agentproto.Hello{Software: "berth-agent " + version.String()}, OnCall: s.call,
-		Limits: agentproto.Limits{Channels: maxOffers},
+		Limits: agentproto.Limits{Channels: maxOffers}, Budget: s.budget,
 	})
 	if err != nil {
 		s.log.Warn("hello", "err", err)
@@ -168,8 +242,8 @@ func (s *Server) ServeConn(nc net.Conn) {
 		if err != nil {
 			return
 		}
-		if !s.goDo(func() { s.serveAttachment(a) }) {
-			return
+		if !s.goDo(&s.wg, func() { s.serveAttachment(a) }) {
+			_ = a.Close()
 		}
 	}
 }
@@ -188,25 +262,30 @@ func (s *Server) serveAttachment(a *agentproto.Attachment) {
 		if err != nil {
 			return
 		}
-		if n.Kind != "session" {
-			_ = n.Reject(agentproto.ReasonUnknownKind, "this agent opens sessions alone")
-			continue
-		}
-		info := a.Info()
-		user, err := findAccount(s.passwd, s.group, info.User)
-		if err != nil {
-			s.log.Debug("look an account up", "err", err)
-			_ = n.Reject(agentproto.ReasonProhibited, fmt.Sprintf("there is no user %.64q in the container", info.User))
-			continue
-		}
+		s.open(n, a.Info())
+	}
+}
+
+// open begins a session, or refuses it.
+func (s *Server) open(n *agentproto.NewChannel, info agentproto.Attach) {
+	if n.Kind != "session" {
+		_ = n.Reject(agentproto.ReasonUnknownKind, "this agent opens sessions alone")
+		return
+	}
+	user, err := findAccount(s.passwd, s.group, info.User)
+	if err != nil {
+		s.log.Debug("look an account up", "err", err)
+		_ = n.Reject(agentproto.ReasonProhibited, fmt.Sprintf("there is no user %.64q in the container", info.User))
+		return
+	}
+	if !s.goDo(&s.sessions, func() {
 		ch, err := n.Accept()
 		if err != nil {
-			continue
+			return // the client is gone
 		}
-		run := newSession(s, wireChannel{ch}, client{account: user, remote: info.Remote, local: info.Local})
-		if !s.goDo(run.serve) {
-			return
-		}
+		newSession(s, wireChannel{ch}, client{account: user, remote: info.Remote, local: info.Local}).serve()
+	}) {
+		_ = n.Reject(agentproto.ReasonShortOfSupply, errClosing.Error())
 	}
 }
 
@@ -227,7 +306,7 @@ func (s *Server) call(_ context.Context, name string, _ []byte) ([]byte, error) 
 	case "stats":
 		return json.Marshal(readStats())
 	case "logs":
-		return s.logs.tail(agentproto.MaxPayload - 1), nil
+		return s.logs.tail(agentproto.MaxAnswer), nil
 	}
 	return nil, errors.New("there is no such call")
 }

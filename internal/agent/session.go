@@ -50,7 +50,7 @@ type session struct {
 	tty *terminal
 	run *process
 
-	files    []*os.File     // this end of the command's pipes
+	files    []*os.File     // this end of what the command has open
 	answered chan struct{}  // closed once the client knows that its command started: nothing of the command goes out before
 	gone     chan struct{}  // closed once the client is gone
 	done     sync.WaitGroup // what copies and reports
@@ -60,11 +60,10 @@ func newSession(s *Server, ch channel, c client) *session {
 	return &session{s: s, ch: ch, client: c, answered: make(chan struct{}), gone: make(chan struct{})}
 }
 
-// Times of a session.
 const (
-	replyTimeout = 15 * time.Second
-	copyBuffer   = 32 << 10
-	pipeSize     = 256 << 10
+	reportTimeout = 15 * time.Second
+	pipeSize      = 256 << 10
+	maxMotd       = 32 << 10
 )
 
 // serve handles requests until the client is gone, then hangs up on what it ran.
@@ -85,8 +84,12 @@ func (s *session) serve() {
 	close(s.gone)
 	s.hangUp()
 	s.done.Wait()
+	closeAll(s.files...)
 	if s.tty != nil {
 		s.tty.close()
+	}
+	if s.run != nil {
+		s.run.release()
 	}
 	_ = s.ch.Close() // the client is gone already, or reads the end
 }
@@ -163,8 +166,11 @@ func (s *session) openPTY(payload []byte) error {
 		return errors.New("malformed terminal type")
 	}
 	t, err := openTerminal(s.client.account, m.Term, windowSize{m.Columns, m.Rows, m.Width, m.Height}, []byte(m.Modes))
+	if err != nil {
+		return err
+	}
 	s.tty = t
-	return err
+	return nil
 }
 
 func (s *session) resize(payload []byte) error {
@@ -213,49 +219,38 @@ func (s *session) subsystem(payload []byte) error {
 		return fmt.Errorf("there is no subsystem %.40q", m.Name)
 	}
 	if !s.client.mayLogIn() {
-		return errors.New("the account is not for logging in")
+		return errNoLogin
 	}
 	return s.launch(command{path: selfExe, argv: []string{"berth-agent", "sftp"}})
 }
 
 // start runs the account's shell: as a login shell without a command line, else for it.
 func (s *session) start(line string, exec bool) error {
-	shell := s.client.shellPath()
-	base := filepath.Base(shell)
-	switch {
-	case isProgram(shell) && !exec:
-		return s.launch(command{path: shell, argv: []string{"-" + base}})
-	case isProgram(shell):
-		return s.launch(command{path: shell, argv: []string{base, "-c", line}})
-	case !exec:
-		return s.fail(fmt.Sprintf("There is no shell %s in this container; name a program to run.", shell))
-	}
-	// An image of one program has no shell to read the line: its words are the program and its arguments.
-	words := strings.Fields(line)
-	if len(words) == 0 {
-		return s.fail("There is no command to run.")
-	}
-	path, err := lookPath(words[0], environ(s.environ()).value("PATH"))
+	c, err := s.client.program(line, exec, environ(s.environ()).value("PATH"))
 	if err != nil {
-		return s.fail(err.Error())
+		return s.fail(err)
 	}
-	return s.launch(command{path: path, argv: words})
+	return s.launch(c)
 }
 
 // exitNotFound is what a shell reports for a program that is not there.
 const exitNotFound = 127
 
 // fail reports what kept a command from starting as that command's own failure: its client shows the line.
-func (s *session) fail(why string) error {
+func (s *session) fail(why error) error {
 	if s.run != nil {
-		return errors.New("a command runs already")
+		return errAlready
 	}
-	over := make(chan struct{})
-	close(over)
-	s.run = &process{over: true, ended: over, status: syscall.WaitStatus(exitNotFound << 8)}
-	s.follow(func() { _, _ = io.WriteString(stderrOf{s.ch}, "berth: "+why+"\r\n") })
+	end := "\n"
+	if s.tty != nil {
+		end = "\r\n"
+	}
+	s.run = s.s.procs.neverStarted(exitNotFound)
+	s.follow(func() { _, _ = io.WriteString(stderrOf{s.ch}, "berth: "+why.Error()+end) })
 	return nil
 }
+
+var errAlready = errors.New("a command runs already")
 
 // follow runs f once the client knows of the command's start, and reports the command's end after it.
 func (s *session) follow(f func()) {
@@ -289,7 +284,7 @@ func (s *session) environ() []string {
 // launch starts c as the client's user and copies for it.
 func (s *session) launch(c command) error {
 	if s.run != nil {
-		return errors.New("a command runs already")
+		return errAlready
 	}
 	c.env, c.as = s.environ(), s.client.account
 	if s.tty != nil {
@@ -311,7 +306,7 @@ func (s *session) startIn(c command) (bool, error) {
 		run, err = s.s.procs.start(c)
 	}
 	if err != nil {
-		return false, s.fail(fmt.Sprintf("%s: %v", c.path, err))
+		return false, s.fail(fmt.Errorf("%s: %w", c.path, err))
 	}
 	s.run = run
 	return true, nil
@@ -328,16 +323,19 @@ func (s *session) launchOnTTY(c command) error {
 	}
 	s.files = []*os.File{s.tty.master}
 	s.done.Go(func() { // ends with the channel's data, or with the terminal
-		_, _ = io.CopyBuffer(onlyWriter{s.tty.master}, onlyReader{s.ch}, make([]byte, copyBuffer))
+		_, _ = io.Copy(onlyWriter{s.tty.master}, s.ch)
 	})
 	s.follow(func() {
-		if strings.HasPrefix(c.argv[0], "-") {
+		if c.login() {
 			s.motd()
 		}
-		_, _ = io.CopyBuffer(onlyWriter{s.ch}, onlyReader{s.tty.master}, make([]byte, copyBuffer))
+		copyOutput(s.ch, s.tty.master)
 	})
 	return nil
 }
+
+// onlyWriter keeps io.Copy from looking for ways of its own to write to a file.
+type onlyWriter struct{ io.Writer }
 
 // motd shows the message of the day, as sshd does, unless the user asked for silence.
 func (s *session) motd() {
@@ -350,16 +348,10 @@ func (s *session) motd() {
 	}
 	defer f.Close()
 	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
-		text, _ := io.ReadAll(io.LimitReader(f, copyBuffer)) // what could be read is shown
+		text, _ := io.ReadAll(io.LimitReader(f, maxMotd)) // what could be read is shown
 		_, _ = io.WriteString(s.ch, strings.ReplaceAll(string(text), "\n", "\r\n"))
 	}
 }
-
-// onlyReader and onlyWriter keep io.Copy from finding a way of its own around the buffer.
-type (
-	onlyReader struct{ io.Reader }
-	onlyWriter struct{ io.Writer }
-)
 
 // pipes are a command's standard streams: the child's ends and ours.
 type pipes struct {
@@ -391,18 +383,10 @@ func openPipes() (p pipes, err error) {
 
 func (p pipes) closeChild() { closeAll(p.child[:]...) }
 
-func closeAll(files ...*os.File) {
-	for _, f := range files {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
-}
-
 func (s *session) launchOnPipes(c command) error {
 	p, err := openPipes()
 	if err != nil {
-		return fmt.Errorf("make pipes: %w", err)
+		return s.fail(fmt.Errorf("make pipes: %w", err))
 	}
 	c.files = []uintptr{p.child[0].Fd(), p.child[1].Fd(), p.child[2].Fd()}
 	started, err := s.startIn(c)
@@ -413,7 +397,7 @@ func (s *session) launchOnPipes(c command) error {
 	}
 	s.files = []*os.File{p.stdin, p.stdout, p.stderr}
 	s.done.Go(func() { // ends with the channel's data, or once nobody reads the pipe
-		_, _ = io.CopyBuffer(onlyWriter{p.stdin}, onlyReader{s.ch}, make([]byte, copyBuffer))
+		_, _ = io.Copy(onlyWriter{p.stdin}, s.ch)
 		_ = p.stdin.Close()
 	})
 	s.follow(func() {
@@ -428,13 +412,13 @@ func (s *session) launchOnPipes(c command) error {
 // drain copies a child's output to its end. When the client takes no more, the child gets EPIPE, as from sshd.
 func drain(dst io.Writer, src *os.File) {
 	defer src.Close()
-	_, _ = io.CopyBuffer(onlyWriter{dst}, onlyReader{src}, make([]byte, copyBuffer))
+	copyOutput(dst, src)
 }
 
 // report ends the channel in the order that clients expect: status, end of file, close.
 func (s *session) report() {
 	name, payload := exitMessage(s.run.status)
-	ctx, cancel := context.WithTimeout(context.Background(), replyTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
 	defer cancel()
 	_, _ = s.ch.Request(ctx, name, false, payload) // a client that is gone needs none of it
 	_ = s.ch.CloseWrite()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -23,13 +24,26 @@ import (
 
 // The test binary is the agent too: sessions start it by /proc/self/exe.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[0] == "berth-agent" && os.Args[1] == "sftp" {
-		if err := agent.ServeSFTP(); err != nil {
-			os.Exit(1)
+	var err error
+	switch {
+	case os.Args[0] == "berth-agent" && os.Args[1] == "sftp":
+		err = agent.ServeSFTP()
+	case os.Args[0] == "berth-boot":
+		err = bootMain(os.Args[1:])
+	default:
+		code := m.Run()
+		_ = os.RemoveAll(built.dir)
+		if err := goleak.Find(); code == 0 && err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
 		}
-		os.Exit(0)
+		os.Exit(code)
 	}
-	goleak.VerifyTestMain(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 const patience = 20 * time.Second
@@ -62,8 +76,9 @@ func dial(t testing.TB) *agentproto.Conn {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"passwd": "root:x:0:0:root:/root:/bin/bash\nalice:x:4242:4243:Alice:" + dir + "/alice:/bin/sh\nbarred:x:4244:4244::/:/usr/sbin/nologin\nhomeless:x:4245:4245::/nowhere:/bin/sh\nshellless:x:4246:4246::/:/no/such/shell\n",
-		"group":  "root:x:0:\nalice:x:4243:\ncrew:x:4300:bob,alice\n",
+		"passwd": "root:x:0:0:root:/root:/bin/bash\nalice:x:4242:4243:Alice:" + dir + "/alice:/bin/sh\nbarred:x:4244:4244::/:/usr/sbin/nologin\nhomeless:x:4245:4245::/nowhere:/bin/sh\nshellless:x:4246:4246::/:/no/such/shell\n" +
+			"toor:x:0:0::/:/no/such/shell\nturned:x:4247:4247::/:/no/such/nologin\n",
+		"group": "root:x:0:\nalice:x:4243:\ncrew:x:4300:bob,alice\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -98,7 +113,9 @@ func dial(t testing.TB) *agentproto.Conn {
 	t.Cleanup(func() {
 		conn.Close()
 		<-served
-		s.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = s.Close(ctx)
 	})
 	return conn
 }
@@ -185,6 +202,21 @@ func (s session) end() (out, errs, how string) {
 	return string(b), errs, how
 }
 
+// awaitOutput reads until text has come, and returns all of it.
+func (s session) awaitOutput(text string) string {
+	s.t.Helper()
+	timer := time.AfterFunc(patience, func() { s.Close() })
+	defer timer.Stop()
+	var out []byte
+	for buf := make([]byte, 4096); !bytes.Contains(out, []byte(text)); {
+		n, err := s.Read(buf)
+		if out = append(out, buf[:n]...); err != nil {
+			s.t.Fatalf("%q does not come, but %q, %v", text, out, err)
+		}
+	}
+	return string(out)
+}
+
 func TestExec(t *testing.T) {
 	conn := dial(t)
 	for _, c := range []struct{ user, line, out, errs, how string }{
@@ -197,8 +229,10 @@ func TestExec(t *testing.T) {
 		{"alice", "echo $PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games\n", "", "exit 0"},
 		{"alice", "echo $SSH_CONNECTION; echo $SSH_CLIENT; echo $LANG", "192.0.2.7 5022 198.51.100.1 22\n192.0.2.7 5022 22\nC.UTF-8\n", "", "exit 0"},
 		{"homeless", "pwd", "/\n", "", "exit 0"},
-		{"shellless", "echo a  b", "a b\n", "", "exit 0"},
-		{"shellless", "no-such-program", "", "berth: no-such-program: not found\r\n", "exit many"},
+		{"shellless", "echo a  b", "", "berth: the account's shell /no/such/shell is not in the container\n", "exit many"},
+		{"toor", "echo a  b; echo $SHELL", "a b\n/no/such/shell\n", "", "exit 0"},
+		{"barred", "id -u", "This account is currently not available.\n", "", "exit 1"},
+		{"turned", "id -u", "", "berth: this account is not for logging in\n", "exit many"},
 		{"root", "sleep 0 & echo x", "x\n", "", "exit 0"},
 		{"root", "cat /proc/self/oom_score_adj", "200\n", "", "exit 0"},
 	} {

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,26 +18,64 @@ type terminal struct {
 
 // openTerminal opens a pseudo-terminal that belongs to the account, with the client's size and modes (RFC 4254, sections 6.2
 // and 8).
-func openTerminal(a account, term string, size windowSize, modes []byte) (_ *terminal, err error) {
-	t := &terminal{term: term}
-	if t.master, t.slave, err = pty.Open(); err != nil {
-		return nil, fmt.Errorf("open a terminal: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			t.close()
-		}
-	}()
-	// The group tty, with which write(1) reaches people, is 5 wherever there is one.
-	if os.Geteuid() == 0 {
-		if err := t.slave.Chown(int(a.uid), -1); err != nil {
-			return nil, fmt.Errorf("give the terminal to its user: %w", err)
-		}
-	}
-	if err := t.resize(size); err != nil {
+func openTerminal(a account, term string, size windowSize, modes []byte) (*terminal, error) {
+	settings, err := parseModes(modes)
+	if err != nil {
 		return nil, err
 	}
-	return t, t.apply(modes)
+	t, err := newTerminal(term)
+	if err != nil {
+		return nil, fmt.Errorf("open a terminal: %w", err)
+	}
+	if os.Geteuid() == 0 {
+		// The group tty, with which write(1) reaches people, comes with the mount.
+		err = t.slave.Chown(int(a.uid), -1)
+	}
+	if err == nil {
+		err = t.resize(size)
+	}
+	if err == nil {
+		err = t.apply(settings)
+	}
+	if err != nil {
+		t.close()
+		return nil, fmt.Errorf("set a terminal up: %w", err)
+	}
+	return t, nil
+}
+
+// newTerminal opens both ends. The master is the runtime poller's, so that a read of it can be ended; the slave blocks, as
+// programs expect of their terminal. It is opened through the master, not by a name that the container could have changed.
+func newTerminal(term string) (*terminal, error) {
+	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/dev/ptmx", Err: err}
+	}
+	var slave uintptr
+	number, err := unix.IoctlGetUint32(master, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		slave, err = ioctl(master, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	}
+	if err != nil {
+		_ = unix.Close(master)
+		return nil, err
+	}
+	return &terminal{
+		master: os.NewFile(uintptr(master), "/dev/ptmx"), term: term,
+		slave: os.NewFile(slave, "/dev/pts/"+strconv.FormatUint(uint64(number), 10)),
+	}, nil
+}
+
+// ioctl is one whose argument and result are numbers.
+func ioctl(fd int, request, argument uintptr) (uintptr, error) {
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, argument)
+	if errno != 0 {
+		return 0, errno
+	}
+	return r, nil
 }
 
 func (t *terminal) close() {
@@ -71,11 +109,7 @@ func (t *terminal) control(f func(fd int) error) error {
 	return ferr
 }
 
-func (t *terminal) apply(modes []byte) error {
-	settings, err := parseModes(modes)
-	if err != nil {
-		return err
-	}
+func (t *terminal) apply(settings []mode) error {
 	return t.control(func(fd int) error {
 		tio, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 		if err != nil {

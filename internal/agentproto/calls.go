@@ -182,7 +182,7 @@ func (c *Conn) called(q call) {
 func (c *Conn) answer(q call) {
 	a := answer{number: q.number, ok: true}
 	var err error
-	if a.payload, err = c.cfg.OnCall(c.ctx, q.name, q.payload); err == nil && len(a.payload)+5 > MaxPayload {
+	if a.payload, err = c.cfg.OnCall(c.ctx, q.name, q.payload); err == nil && len(a.payload) > MaxAnswer {
 		err = errors.New("the answer is too long")
 	}
 	if err != nil {

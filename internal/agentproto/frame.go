@@ -50,6 +50,8 @@ const (
 	// MaxRequest is the longest payload of a request to an agent: a command line may be as long as OpenSSH's longest packet. To
 	// a gateway, which trusts no agent, it is MaxPayload.
 	MaxRequest = 256 << 10
+	// MaxAnswer is the longest answer to a call.
+	MaxAnswer  = MaxPayload - 5
 	maxName    = 64 // of a kind of channel or a request (RFC 4250, section 4.6.1, allows 64 characters)
 	maxMessage = 512
 )
