@@ -17,7 +17,8 @@ type stdio struct {
 // ServeSFTP serves the SFTP protocol on standard input and output, with the rights and in the directory of this process,
 // which runs as the session's user.
 func ServeSFTP() error {
-	srv, err := sftp.NewServer(stdio{os.Stdin, os.Stdout}, sftp.WithServerWorkingDirectory(workingDirectory()))
+	// Without a working directory of its own: it would join relative targets of symlinks to it.
+	srv, err := sftp.NewServer(stdio{os.Stdin, os.Stdout})
 	if err != nil {
 		return fmt.Errorf("sftp: %w", err)
 	}
@@ -25,13 +26,4 @@ func ServeSFTP() error {
 		return fmt.Errorf("sftp: %w", err)
 	}
 	return nil
-}
-
-func workingDirectory() string {
-	if home := os.Getenv("HOME"); home != "" {
-		if _, err := os.Stat(home); err == nil {
-			return home
-		}
-	}
-	return "/"
 }
