@@ -153,9 +153,10 @@ func (i *instance) launch() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	i.cmd, i.exited = cmd, make(chan struct{})
+	exited := make(chan struct{})
+	i.cmd, i.exited = cmd, exited
 	go func() {
-		defer close(i.exited)
+		defer close(exited)
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
 	}()
 	return nil

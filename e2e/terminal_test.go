@@ -184,7 +184,8 @@ func TestTerminal(t *testing.T) {
 			// The client's modes: its interrupt key is ^B, and ^B interrupts.
 			s.typeIn(t, "stty -a\r")
 			s.expect(t, `intr = \^B;`)
-			s.typeIn(t, "sleep 1000; echo inter''rupted $?\r")
+			s.typeIn(t, "sh -c 'echo sleep\"\"ing; exec sleep 1000'\r")
+			s.expect(t, "sleeping\r\n")
 			s.typeIn(t, "\x02")
 			s.expect(t, `\^B`)
 			s.typeIn(t, "echo code $?\r")
@@ -192,12 +193,15 @@ func TestTerminal(t *testing.T) {
 
 			// A program on the whole screen, and job control.
 			s.typeIn(t, "seq 1000 | less\r")
-			s.expect(t, "127\r\n:")
+			s.expect(t, "128\r\n:")
 			s.typeIn(t, "G")
 			s.expect(t, "1000\r\n")
 			s.typeIn(t, "q")
-			s.typeIn(t, "sleep 1000\r\x1a")
-			s.expect(t, "Stopped +sleep 1000")
+			s.expect(t, "# ")
+			s.typeIn(t, "sh -c 'echo sleep\"\"ing; exec sleep 1000'\r")
+			s.expect(t, "sleeping\r\n")
+			s.typeIn(t, "\x1a")
+			s.expect(t, "Stopped +sh -c")
 			s.typeIn(t, "kill %1; wait; echo job''less\r")
 			s.expect(t, "jobless\r\n")
 
