@@ -163,7 +163,8 @@ func (b *berth) openEngine(ctx context.Context, p *progress) error {
 	}
 	b.onClose(b.engine.Close)
 	b.control = control.New(control.Config{
-		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(), Log: b.log.With("part", "control"),
+		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(),
+		Zone: b.cfg.Zone, Log: b.log.With("part", "control"),
 	})
 	b.inner = append(b.inner, b.control.Run)
 	return nil

@@ -32,12 +32,20 @@ type clientFiles struct {
 
 func (f clientFiles) path(name string) string { return filepath.Join(f.dir, name) }
 
+const demoKeyFile = "id_ed25519"
+
+// readDemoKey returns the key pair in the data directory.
+func (f clientFiles) readDemoKey() (identity, error) {
+	public, err := os.ReadFile(f.path(demoKeyFile) + ".pub")
+	return identity{line: strings.TrimSpace(string(public)), file: f.path(demoKeyFile)}, err
+}
+
 // demoKey returns the key pair in the data directory, made if it is not there.
 func (f clientFiles) demoKey() (identity, error) {
-	path := f.path("id_ed25519")
-	if public, err := os.ReadFile(path + ".pub"); err == nil {
-		return identity{line: strings.TrimSpace(string(public)), file: path}, nil
+	if id, err := f.readDemoKey(); err == nil {
+		return id, nil
 	}
+	path := f.path(demoKeyFile)
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return identity{}, fmt.Errorf("make a demo key: %w", err)

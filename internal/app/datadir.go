@@ -15,6 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The locks of a data directory: that of the process with the database, and that of a gateway beside it.
+const (
+	dataLockFile    = "lock"
+	gatewayLockFile = "gateway.lock"
+)
+
 // dataLock is the right to be the one process that serves a data directory. The kernel gives it up when the process ends.
 type dataLock struct{ f *os.File }
 
@@ -29,7 +35,7 @@ func (e busyError) Error() string {
 }
 
 // lockData makes the data directory if need be and takes its lock, or returns a busyError.
-func lockData(dir string) (*dataLock, error) { return takeLock(dir, "lock") }
+func lockData(dir string) (*dataLock, error) { return takeLock(dir, dataLockFile) }
 
 func takeLock(dir, name string) (*dataLock, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -62,15 +68,16 @@ func takeLock(dir, name string) (*dataLock, error) {
 
 func (l *dataLock) release() error { return l.f.Close() }
 
-// stopRunning ends the process that serves dir, if there is one, and takes its lock. Progress goes to say.
-func stopRunning(ctx context.Context, dir string, say func(string)) (*dataLock, error) {
-	lock, err := lockData(dir)
+// stopRunning ends the process that has a lock of the data directory, if there is one, and takes the lock. Progress goes to
+// say.
+func stopRunning(ctx context.Context, dir, name string, say func(string)) (*dataLock, error) {
+	lock, err := takeLock(dir, name)
 	var busy busyError
 	if !errors.As(err, &busy) {
 		return lock, err
 	}
 	if busy.pid <= 1 {
-		return nil, fmt.Errorf("something holds %s and does not say what; end it and try again", filepath.Join(dir, "lock"))
+		return nil, fmt.Errorf("something holds %s and does not say what; end it and try again", filepath.Join(dir, name))
 	}
 	say(fmt.Sprintf("Stopping berth (pid %d)", busy.pid))
 	pidfd, err := unix.PidfdOpen(busy.pid, 0)
@@ -86,7 +93,7 @@ func stopRunning(ctx context.Context, dir string, say func(string)) (*dataLock, 
 			return nil, fmt.Errorf("berth (pid %d) does not end: %w", busy.pid, err)
 		}
 	}
-	return lockData(dir)
+	return takeLock(dir, name)
 }
 
 // waitEnd waits for the process behind a pidfd to end.

@@ -31,11 +31,13 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	ctx, cancel := context.WithTimeoutCause(ctx, downTimeout, fmt.Errorf("it took more than %s", downTimeout))
 	defer cancel()
 	say := func(line string) { fmt.Fprintln(out, line) }
-	lock, err := stopRunning(ctx, c.DataDir, say)
-	if err != nil {
-		return err
+	for _, name := range []string{gatewayLockFile, dataLockFile} {
+		lock, err := stopRunning(ctx, c.DataDir, name, say)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = lock.release() }() // its file may be gone by then
 	}
-	defer func() { err = errors.Join(err, lock.release()) }()
 	say("Stopping containers")
 	options := containerd.Options{DataDir: c.DataDir, ContainerdPath: c.Containerd, Log: newLogger(c, out)}
 	if err := containerd.Down(ctx, options, destroy); err != nil {

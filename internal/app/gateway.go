@@ -36,7 +36,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if !exists(database) {
 		return fmt.Errorf("there is no berth in %s yet; start berth-api with this --data-dir first", c.DataDir)
 	}
-	lock, err := takeLock(c.DataDir, "gateway.lock")
+	lock, err := takeLock(c.DataDir, gatewayLockFile)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,14 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		return err
 	}
 	return b.serve(ctx, func() error {
-		_, err := fmt.Fprintf(out, "The gateway is ready: ssh at %s\n", dialable(gateway.Addr()))
+		a, err := b.findAdmin(ctx, reader)
+		if err != nil {
+			return err
+		}
+		if err := b.files.writeSSH(c.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {
+			return fmt.Errorf("write ssh_config: %w", err)
+		}
+		_, err = fmt.Fprintf(out, "The gateway is ready: ssh at %s\n", dialable(gateway.Addr()))
 		return err
 	})
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"berth/internal/compute"
 	"berth/internal/config"
 )
 
@@ -87,50 +86,6 @@ func needRoot() error {
 		return errors.New("containers need namespaces, mounts and networks of the machine, so this needs root; run it with sudo")
 	}
 	return nil
-}
-
-// admin is the account that the files in the data directory are for.
-type admin struct {
-	user       compute.User
-	keys       []compute.SSHKey
-	identities []identity
-}
-
-// firstAdmin returns the oldest admin that is enabled, made from the invoker's keys, or from a demo key, where there is
-// none yet.
-func (b *berth) firstAdmin(ctx context.Context) (admin, error) {
-	a := admin{identities: b.in.identities(b.cfg.Limits())}
-	if len(a.identities) == 0 {
-		demo, err := b.files.demoKey()
-		if err != nil {
-			return a, err
-		}
-		a.identities = []identity{demo}
-	}
-	users, err := b.store.Users(ctx)
-	if err != nil {
-		return a, err
-	}
-	for _, u := range users {
-		if u.Role == compute.RoleAdmin && !u.Disabled {
-			a.user = u
-			break
-		}
-	}
-	if a.user.ID == 0 {
-		var lines []string
-		for _, id := range a.identities {
-			lines = append(lines, id.line)
-		}
-		made, err := b.operator.AddUser(ctx, b.in.username(), true, lines)
-		if err != nil {
-			return a, err
-		}
-		a.user = compute.User{ID: made.ID, Username: made.Username, Role: made.Role}
-		b.log.Info("made the first admin", "user", made.Username, "keys", len(lines))
-	}
-	a.keys, err = b.store.Keys(ctx, a.user.ID)
-	return a, err
 }
 
 // announce writes the files that clients use and says what to type. Without a gateway there is nothing to say of SSH.

@@ -173,8 +173,8 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.Subnet != "" {
-		if p, err := netip.ParsePrefix(c.Subnet); err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() > 28 {
-			bad("subnet", "%q is not an IPv4 prefix of at most 28 bits, such as 10.99.0.0/16", c.Subnet)
+		if p, err := netip.ParsePrefix(c.Subnet); err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() < 16 || p.Bits() > 29 {
+			bad("subnet", "%q is not an IPv4 prefix of 16 to 29 bits, such as 10.99.0.0/22", c.Subnet)
 		}
 	}
 	if c.DNSUpstream != "" {

@@ -58,6 +58,7 @@ func inRig(t *testing.T, f func(t *testing.T, r *rig)) {
 func (r *rig) start() {
 	r.svc = control.New(control.Config{
 		Store: r.store, Engine: r.eng, Limits: compute.DefaultLimits(), Types: compute.DefaultInstanceTypes(),
+		Zone: "compute.localhost",
 	})
 	ctx, cancel := context.WithCancel(r.t.Context())
 	ended := make(chan error)

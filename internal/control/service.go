@@ -20,6 +20,7 @@ type Config struct {
 	Engine Engine
 	Limits compute.Limits
 	Types  []compute.InstanceType
+	Zone   string // DNS zone of the hostnames
 	Log    *slog.Logger
 }
 
@@ -31,6 +32,7 @@ type Service struct {
 	limits compute.Limits
 	types  map[string]compute.InstanceType
 	order  []compute.InstanceType
+	zone   string
 	log    *slog.Logger
 	loop   *loop
 }
@@ -38,7 +40,7 @@ type Service struct {
 // New returns a Service. It does no I/O.
 func New(c Config) *Service {
 	s := &Service{
-		store: c.Store, engine: c.Engine, limits: c.Limits, order: c.Types,
+		store: c.Store, engine: c.Engine, limits: c.Limits, order: c.Types, zone: c.Zone,
 		types: make(map[string]compute.InstanceType), log: c.Log,
 	}
 	if s.log == nil {
@@ -198,7 +200,7 @@ func (s *Service) spec(c compute.Container) compute.Spec {
 		t = s.order[0]
 	}
 	return compute.Spec{
-		Ref: c.Ref(), Generation: c.Generation, Running: c.Desired == compute.DesiredRunning, Hostname: string(c.ID),
+		Ref: c.Ref(), Generation: c.Generation, Running: c.Desired == compute.DesiredRunning, Hostname: string(c.ID) + "." + s.zone,
 		MilliCPU: t.MilliCPU, Arch: t.Architecture, MemoryMB: c.MemoryMB, StorageGB: c.StorageGB, MountPaths: c.MountPaths,
 	}
 }

@@ -1,0 +1,75 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+
+	"berth/internal/compute"
+	"berth/internal/store"
+)
+
+// admin is the account that the files in the data directory are for.
+type admin struct {
+	user       compute.User // zero where there is none
+	keys       []compute.SSHKey
+	identities []identity // those of the invoker's that open it
+}
+
+// findAdmin returns the oldest admin that is enabled.
+func (b *berth) findAdmin(ctx context.Context, r *store.Reader) (a admin, err error) {
+	users, err := r.Users(ctx)
+	if err != nil {
+		return a, err
+	}
+	i := slices.IndexFunc(users, func(u compute.User) bool { return u.Role == compute.RoleAdmin && !u.Disabled })
+	if i < 0 {
+		return a, nil
+	}
+	a.user = users[i]
+	if a.keys, err = r.Keys(ctx, a.user.ID); err != nil {
+		return a, err
+	}
+	mine := b.in.identities(b.cfg.Limits())
+	demo, err := b.files.readDemoKey()
+	if err == nil {
+		mine = append(mine, demo)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return a, err
+	}
+	for _, id := range mine {
+		if slices.ContainsFunc(a.keys, func(k compute.SSHKey) bool { return strings.HasPrefix(id.line, k.PublicKey) }) {
+			a.identities = append(a.identities, id)
+		}
+	}
+	return a, nil
+}
+
+// firstAdmin returns the oldest admin that is enabled, made from the invoker's keys, or from a demo key, where there is
+// none yet.
+func (b *berth) firstAdmin(ctx context.Context) (admin, error) {
+	a, err := b.findAdmin(ctx, b.store.Reader)
+	if err != nil || a.user.ID != 0 {
+		return a, err
+	}
+	mine := b.in.identities(b.cfg.Limits())
+	if len(mine) == 0 {
+		demo, err := b.files.demoKey()
+		if err != nil {
+			return a, err
+		}
+		mine = []identity{demo}
+	}
+	var lines []string
+	for _, id := range mine {
+		lines = append(lines, id.line)
+	}
+	made, err := b.operator.AddUser(ctx, b.in.username(), true, lines)
+	if err != nil {
+		return a, err
+	}
+	b.log.Info("made the first admin", "user", made.Username, "keys", len(lines))
+	return b.findAdmin(ctx, b.store.Reader)
+}
