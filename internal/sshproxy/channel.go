@@ -33,6 +33,7 @@ func (g *Gateway) channel(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChann
 		c.abort(errFloodChannels)
 		return
 	}
+	c.backlog.gone(len(nc.ExtraData()) + packetCost)
 	if err := c.begin(); err != nil {
 		_ = nc.Reject(gossh.ResourceShortage, reason(err))
 		return
@@ -61,6 +62,7 @@ type sessionChannel struct {
 	c     *conn
 	g     *Gateway
 	ch    gossh.Channel
+	input *counted // what the client sends
 	queue *requestQueue
 
 	ctx    context.Context // ends when the client closes the channel or the connection ends
@@ -84,7 +86,7 @@ func (c *conn) serveSession(nc gossh.NewChannel, id identity, login route.Login)
 	if err != nil {
 		return
 	}
-	s := &sessionChannel{c: c, g: c.g, ch: ch, queue: newRequestQueue(), stderr: make(chan struct{}, 1)}
+	s := &sessionChannel{c: c, g: c.g, ch: ch, input: c.backlog.counted(ch), queue: newRequestQueue(), stderr: make(chan struct{}, 1)}
 	s.ctx, s.cancel = context.WithCancelCause(c.ctx)
 	collected := make(chan struct{})
 	c.wg.Go(func() {
@@ -103,6 +105,7 @@ func (c *conn) serveSession(nc gossh.NewChannel, id identity, login route.Login)
 	c.leave(s)
 	// Until the client has closed it too, x/crypto keeps the channel, and it counts as one of the client's.
 	<-collected
+	s.input.finish()
 }
 
 // enter makes the session known to the connection, and returns what it has to tell the client.
@@ -128,6 +131,7 @@ func (s *sessionChannel) collect(reqs <-chan *gossh.Request) {
 	defer s.queue.end()
 	defer s.cancel(errGone)
 	for r := range reqs {
+		s.c.backlog.gone(len(r.Payload) + packetCost)
 		if !s.queue.push(r) {
 			s.cancel(compute.Errorf(compute.CodeLimit, "Too many requests in one session."))
 			gossh.DiscardRequests(reqs)

@@ -43,6 +43,7 @@ type conn struct {
 	timer   *time.Timer // closes the connection unless the handshake goes on
 	wire    *wire       // set before the handshake
 	pre     gossh.ServerPreAuthConn
+	backlog *backlog
 
 	mu       sync.Mutex // guards what follows; no I/O under it
 	closed   bool       // no channel is begun any more
@@ -62,6 +63,7 @@ type conn struct {
 
 func newConn(g *Gateway, nc net.Conn, release func()) *conn {
 	c := &conn{g: g, nc: nc, release: release, notes: make(map[string]bool), live: make(map[*sessionChannel]struct{})}
+	c.backlog = newBacklog(g.o.Limits.Backlog, g.o.Limits.BacklogTimeout)
 	c.agent.token = make(chan struct{}, 1)
 	c.ctx, c.cancel = context.WithCancelCause(g.ctx)
 	c.timer = time.AfterFunc(g.o.Limits.KexTimeout, func() { c.abort(errLoginTimeout) })
@@ -71,10 +73,26 @@ func newConn(g *Gateway, nc net.Conn, release func()) *conn {
 // contextKey is under which a handshake's context holds its *conn.
 type contextKey struct{}
 
-// wireConn is what is handed to charmbracelet/ssh: it finds its way back to the connection.
+// wireConn is what is handed to charmbracelet/ssh: it finds its way back to the connection, and reads no more of a client
+// than others take.
 type wireConn struct {
 	*wire
 	c *conn
+}
+
+func (w *wireConn) Read(p []byte) (int, error) {
+	if err := w.c.backlog.wait(w.c.ctx); err != nil {
+		return 0, err
+	}
+	n, err := w.wire.Read(p)
+	w.c.backlog.came(n)
+	return n, err
+}
+
+func (w *wireConn) Write(p []byte) (int, error) {
+	n, err := w.wire.Write(p)
+	w.c.backlog.gone(answerCost + n/1024)
+	return n, err
 }
 
 // attachConn makes the connection known to the callbacks of its handshake.

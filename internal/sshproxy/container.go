@@ -125,12 +125,12 @@ func (s *sessionChannel) relay(agent session.Channel) {
 		both.Wait()
 	})
 	s.c.wg.Go(func() {
-		if err := copyStream(agent, s.ch); err == nil {
+		if err := copyStream(agent, s.input); err == nil {
 			_ = agent.CloseWrite()
 			return
 		}
 		// Nobody reads the input any more: the client must not hang on it.
-		_, _ = io.Copy(io.Discard, s.ch)
+		_, _ = io.Copy(io.Discard, s.input)
 	})
 	told, ok := s.relayEnd(agent.Requests(), output)
 	switch {

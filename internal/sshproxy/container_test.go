@@ -282,6 +282,8 @@ func TestStalledSessions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var told bytes.Buffer
+	unread.Stderr = &told
 	if err := unread.Start("yes"); err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +321,7 @@ func TestStalledSessions(t *testing.T) {
 	within(t, 10*time.Second, "a signal to the unread session", func() {
 		var exit *gossh.ExitError
 		if err := unread.Wait(); !errors.As(err, &exit) || exit.Signal() != "KILL" {
-			t.Errorf("unread: %v", err)
+			t.Errorf("unread: %v %q", err, &told)
 		}
 	})
 	if err := deaf.Signal(gossh.SIGTERM); err != nil {

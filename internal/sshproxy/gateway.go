@@ -71,6 +71,8 @@ type Limits struct {
 	Channels          int           // of one connection
 	OpenTimeout       time.Duration // for reaching a container
 	RequestTimeout    time.Duration // for an agent's answer
+	Backlog           int           // bytes that one connection may have sent and nobody has read
+	BacklogTimeout    time.Duration // how long a connection may stand still for that
 }
 
 func (l Limits) withDefaults() Limits {
@@ -92,6 +94,8 @@ func (l Limits) withDefaults() Limits {
 	num(&l.Channels, 256)
 	def(&l.OpenTimeout, 15*time.Second)
 	def(&l.RequestTimeout, 15*time.Second)
+	num(&l.Backlog, 64<<20)
+	def(&l.BacklogTimeout, 2*time.Minute)
 	return l
 }
 

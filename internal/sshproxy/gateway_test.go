@@ -175,6 +175,14 @@ func identityFile(t testing.TB) (gossh.Signer, string) {
 	return signer, path
 }
 
+// testLog goes to the test's output, when somebody asked for it.
+func testLog(t testing.TB) *slog.Logger {
+	if !testing.Verbose() {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // gatewayUnderTest is a gateway on a socket of its own.
 type gatewayUnderTest struct {
 	*Gateway
@@ -193,9 +201,7 @@ func startGateway(t testing.TB, o Options) *gatewayUnderTest {
 		t.Fatal(err)
 	}
 	o.Zone, o.HostKeys = zone, keys
-	if testing.Verbose() {
-		o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
+	o.Log = testLog(t)
 	if o.Lobby == nil {
 		o.Lobby = func(_ context.Context, s LobbySession) int {
 			fmt.Fprintf(s.Stdout, "lobby %s %q\n", s.Principal.Username, s.Command)

@@ -15,6 +15,7 @@ func (g *Gateway) globalRequest(ctx ssh.Context, _ *ssh.Server, req *gossh.Reque
 	if c == nil {
 		return false, nil
 	}
+	c.backlog.gone(len(req.Payload) + packetCost)
 	switch req.Type {
 	case "keepalive@openssh.com", "keepalive@golang.org":
 		return true, nil

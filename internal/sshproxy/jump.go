@@ -42,7 +42,8 @@ func (c *conn) serveJump(nc gossh.NewChannel) {
 		release()
 		return
 	}
-	cc := &channelConn{Channel: ch, outer: c, gone: make(chan struct{})}
+	cc := &channelConn{Channel: ch, input: c.backlog.counted(ch), outer: c, gone: make(chan struct{})}
+	defer cc.input.finish()
 	inner := newConn(c.g, cc, release)
 	inner.jump = id
 	c.work(func() {
@@ -62,10 +63,13 @@ func (c *conn) serveJump(nc gossh.NewChannel) {
 // time is closed.
 type channelConn struct {
 	gossh.Channel
+	input *counted
 	outer *conn
 	gone  chan struct{} // closed once the client has closed the channel, too
 	once  sync.Once
 }
+
+func (cc *channelConn) Read(p []byte) (int, error) { return cc.input.Read(p) }
 
 // Close asks the client to close the channel, which ends reads and writes that wait. It does not wait itself: the message
 // may have to wait for a client that reads nothing. A client that does not agree in time loses its whole connection.

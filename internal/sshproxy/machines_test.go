@@ -72,7 +72,9 @@ func (m *machines) stop(id compute.ContainerID) {
 	delete(m.agents, id)
 	m.mu.Unlock()
 	if s != nil {
-		if err := s.Close(); err != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // leaves the sessions no time: the container is gone
+		if err := s.Close(ctx); err != nil {
 			m.t.Errorf("close agent: %v", err)
 		}
 	}
@@ -133,7 +135,7 @@ func newHarbour(t testing.TB, o Options) *harbour {
 	h.container("bbbbbbbb", h.alice, h.keyID)
 	h.machines = newMachines(t, "aaaaaaaa", "bbbbbbbb")
 	o.Directory, o.Changes = h.world, h.subscribe
-	o.Sessions = startSessions(t, session.Options{Dialer: h.machines})
+	o.Sessions = startSessions(t, session.Options{Dialer: h.machines, Log: testLog(t)})
 	h.gatewayUnderTest = startGateway(t, o)
 	h.stock = stockClient(t, h.gatewayUnderTest, identity)
 	return h
