@@ -4,55 +4,102 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"berth/internal/compute"
 	"berth/internal/control"
+	"berth/internal/store"
 )
 
-// serviceFunc is the one use case that the lobby calls.
-type serviceFunc func(p compute.Principal) ([]control.ContainerView, error)
+// meter is the one thing that listing containers asks of an engine.
+type meter struct{ control.Engine }
 
-func (f serviceFunc) ListContainers(_ context.Context, p compute.Principal) ([]control.ContainerView, error) {
-	return f(p)
-}
-
-var alice = compute.Principal{User: 7, Username: "alice", Role: compute.RoleAdmin}
-
-func twoContainers(p compute.Principal) ([]control.ContainerView, error) {
-	if p != alice {
-		return nil, errors.New("asked for somebody else")
+func (meter) Usage(_ context.Context, r compute.Ref) (compute.Usage, error) {
+	if r.ID == "a1b2c3d4" {
+		return compute.Usage{MemoryMB: 128, StorageGB: 1.2}, nil
 	}
-	return []control.ContainerView{
-		{
-			Container: compute.Container{
-				ID: "a1b2c3d4", Name: "dev-box", Status: compute.StatusRunning, SSHEnabled: true, InstanceType: "nano",
-				MemoryMB: 512, StorageGB: 5, CreatedAt: time.Date(2026, 1, 15, 10, 30, 0, 81e6, time.UTC),
-			},
-			Usage: compute.Usage{MemoryMB: 128, StorageGB: 1.20004},
-		},
-		{Container: compute.Container{
-			ID: "deadbeef", Name: "old", Status: compute.StatusFailed, StatusMessage: "no space\x1b[2J left", InstanceType: "tiny",
-		}},
-	}, nil
+	return compute.Usage{}, compute.Errorf(compute.CodeNotRunning, "It does not run.")
 }
 
-func run(t *testing.T, service Service, command string) (stdout, stderr string, code int) {
+// harbour is a control plane's use cases on a real database.
+type harbour struct {
+	*control.Service
+	store *store.Store
+	alice compute.Principal
+}
+
+// newHarbour makes alice with these containers.
+func newHarbour(t *testing.T, list ...compute.Container) *harbour {
+	t.Helper()
+	var next compute.ContainerID
+	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "berth.db"), store.Options{
+		NewID: func() compute.ContainerID { return next },
+		Now:   func() time.Time { return time.Date(2026, 1, 15, 10, 30, 0, 0, time.UTC) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, err := s.CreateUser(t.Context(), "alice", compute.RoleAdmin)
+	check(err)
+	line, fingerprint, _, err := compute.ParsePublicKey(
+		"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJcuwQ8Py5Ef0LYq0yaKSIzaqfMiyxnwYrhErzpKBTWZ", compute.DefaultLimits())
+	check(err)
+	k, err := s.AddKey(t.Context(), compute.SSHKey{Owner: u.ID, Name: "laptop", PublicKey: line, Fingerprint: fingerprint}, 10)
+	check(err)
+	for _, c := range list {
+		next = c.ID
+		status, message := c.Status, c.StatusMessage
+		c.Owner, c.SSHKeyIDs, c.Desired, c.Status, c.StatusMessage = u.ID, []int64{k.ID}, compute.DesiredRunning, compute.StatusPending, ""
+		made, err := s.CreateContainer(t.Context(), c, 3)
+		check(err)
+		check(s.SetStatus(t.Context(), made.ID, made.Generation, status, message))
+	}
+	return &harbour{
+		Service: control.New(control.Config{Store: s, Engine: meter{}, Limits: compute.DefaultLimits(), Types: compute.DefaultInstanceTypes()}),
+		store:   s, alice: compute.Principal{User: u.ID, Username: u.Username, Role: u.Role},
+	}
+}
+
+func twoContainers() []compute.Container {
+	return []compute.Container{
+		{
+			ID: "a1b2c3d4", Name: "dev-box", Status: compute.StatusRunning, SSHEnabled: true, InstanceType: "nano", MemoryMB: 512,
+			StorageGB: 5,
+		},
+		{
+			ID: "deadbeef", Name: "old", Status: compute.StatusFailed, StatusMessage: "no space\x1b[2J left", InstanceType: "tiny",
+			MemoryMB: 64, StorageGB: 1,
+		},
+	}
+}
+
+func (h *harbour) run(t *testing.T, command string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	code = New("compute.example.com", service, nil).Run(t.Context(), Session{
-		Principal: alice, Command: command, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs,
+	code = New("compute.example.com", h, nil).Run(t.Context(), Session{
+		Principal: h.alice, Command: command, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs,
 	})
 	return out.String(), errs.String(), code
 }
 
 func TestCommands(t *testing.T) {
+	h := newHarbour(t, twoContainers()...)
 	for _, tt := range []struct {
 		command      string
-		service      serviceFunc
 		code         int
 		out, errs    []string // what is in there; nil means empty
 		neverInThere string
@@ -70,26 +117,10 @@ func TestCommands(t *testing.T) {
 			neverInThere: "\x1b",
 		},
 		{command: "ls -l", code: 2, errs: []string{"usage: ls [--json]"}},
-		{command: "ls", service: func(compute.Principal) ([]control.ContainerView, error) { return nil, nil }, code: 0, out: []string{"no containers"}},
-		{
-			command: "ls", service: func(compute.Principal) ([]control.ContainerView, error) { return nil, errors.New("secret: disk I/O") },
-			code: 1, errs: []string{"Something went wrong on our side"}, neverInThere: "secret",
-		},
-		{
-			command: "ls",
-			service: func(compute.Principal) ([]control.ContainerView, error) {
-				return nil, compute.Errorf(compute.CodeUnavailable, "Try again in a minute.")
-			},
-			code: 1, errs: []string{"Try again in a minute.\n"},
-		},
 		{command: "rm -rf /", code: 127, errs: []string{`no command "rm" here`, "ssh compute.example.com help"}},
 		{command: "\x1b]0;x\x07", code: 127, errs: []string{"no command"}, neverInThere: "\x1b"},
 	} {
-		service := tt.service
-		if service == nil {
-			service = twoContainers
-		}
-		out, errs, code := run(t, service, tt.command)
+		out, errs, code := h.run(t, tt.command)
 		if code != tt.code {
 			t.Errorf("%q: exit code %d, want %d (%s)", tt.command, code, tt.code, errs)
 		}
@@ -114,9 +145,31 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+func TestNoContainers(t *testing.T) {
+	h := newHarbour(t)
+	if out, errs, code := h.run(t, "ls"); !strings.Contains(out, "You have no containers") || errs != "" || code != 0 {
+		t.Errorf("%q, %q, %d", out, errs, code)
+	}
+	if out, _, _ := h.run(t, "ls --json"); strings.Join(strings.Fields(out), "") != `{"containers":[]}` {
+		t.Errorf("%s", out)
+	}
+}
+
+// TestDatabaseFault tells the person no more than that there is one.
+func TestDatabaseFault(t *testing.T) {
+	h := newHarbour(t, twoContainers()...)
+	if err := h.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, errs, code := h.run(t, "ls")
+	if out != "" || code != 1 || strings.Count(errs, "\n") != 1 || strings.Contains(errs, "sql") {
+		t.Errorf("%q, %q, %d", out, errs, code)
+	}
+}
+
 // TestListJSON holds the shape of the REST contract.
 func TestListJSON(t *testing.T) {
-	out, _, code := run(t, serviceFunc(twoContainers), "ls --json")
+	out, _, code := newHarbour(t, twoContainers()...).run(t, "ls --json")
 	if code != 0 {
 		t.Fatal(code)
 	}
@@ -142,19 +195,16 @@ func TestListJSON(t *testing.T) {
 	if _, ok := got.Containers[1]["ssh_command"]; ok {
 		t.Error("ssh_command is there while SSH is off")
 	}
-	empty, _, _ := run(t, serviceFunc(func(compute.Principal) ([]control.ContainerView, error) { return nil, nil }), "ls --json")
-	if strings.Join(strings.Fields(empty), "") != `{"containers":[]}` {
-		t.Errorf("no containers: %s", empty)
-	}
 }
 
 func TestWhoamiJSON(t *testing.T) {
-	out, _, _ := run(t, serviceFunc(twoContainers), "whoami --json")
+	h := newHarbour(t)
+	out, _, _ := h.run(t, "whoami --json")
 	var got map[string]any
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got["user_id"] != 7.0 || got["username"] != "alice" || got["role"] != "admin" {
+	if got["user_id"] != float64(h.alice.User) || got["username"] != "alice" || got["role"] != "admin" {
 		t.Errorf("whoami --json: %v", got)
 	}
 }
