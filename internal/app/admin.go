@@ -47,12 +47,20 @@ func (b *berth) findAdmin(ctx context.Context, r *store.Reader) (a admin, err er
 	return a, nil
 }
 
-// firstAdmin returns the oldest admin that is enabled, made from the invoker's keys, or from a demo key, where there is
-// none yet.
+// firstAdmin returns the oldest admin that is enabled, made from the invoker's keys, or from a demo key, where there are no
+// accounts yet. There is none where an operator disabled them all.
 func (b *berth) firstAdmin(ctx context.Context) (admin, error) {
 	a, err := b.findAdmin(ctx, b.store.Reader)
 	if err != nil || a.user.ID != 0 {
 		return a, err
+	}
+	users, err := b.store.Users(ctx)
+	if err != nil {
+		return a, err
+	}
+	if len(users) > 0 {
+		b.log.Warn("no administrator is enabled: token and ssh_config are not written; `berth user enable` lets one in again")
+		return a, removeQuietly(b.files.path("token"))
 	}
 	mine := b.in.identities(b.cfg.Limits())
 	if len(mine) == 0 {

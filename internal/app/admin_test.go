@@ -40,7 +40,7 @@ func TestFirstAdminKeepsItsKey(t *testing.T) {
 	if _, err := b.operator.SetUserDisabled(t.Context(), first.user.Username, true); err != nil {
 		t.Fatal(err)
 	}
-	if none, err := b.findAdmin(t.Context(), b.store.Reader); err != nil || none.user.ID != 0 {
+	if none, err := b.firstAdmin(t.Context()); err != nil || none.user.ID != 0 {
 		t.Errorf("a disabled admin is found: %+v, %v", none, err)
 	}
 }

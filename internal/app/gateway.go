@@ -68,7 +68,9 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := b.files.writeSSH(c.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {
+		if a.user.ID == 0 {
+			b.log.Warn("no administrator is enabled: ssh_config is not written")
+		} else if err := b.files.writeSSH(c.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {
 			return fmt.Errorf("write ssh_config: %w", err)
 		}
 		_, err = fmt.Fprintf(out, "The gateway is ready: ssh at %s\n", dialable(gateway.Addr()))

@@ -73,10 +73,12 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 			return err
 		}
 	}
-	if err := b.writeToken(ctx); err != nil {
-		return err
+	if first.user.ID != 0 {
+		if err := b.writeToken(ctx); err != nil {
+			return err
+		}
+		b.tasks = append(b.tasks, b.renewToken)
 	}
-	b.tasks = append(b.tasks, b.renewToken)
 	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
 	return b.serve(ctx, func() error { return b.announce(api, gateway, first, out, time.Since(began)) })
 }
@@ -93,6 +95,8 @@ func (b *berth) announce(api, gateway net.Listener, a admin, out io.Writer, took
 	r := Ready{APIURL: "http://" + dialable(api.Addr()), Zone: b.cfg.Zone, User: a.user.Username, PID: os.Getpid()}
 	if gateway != nil {
 		r.SSHAddr = dialable(gateway.Addr())
+	}
+	if gateway != nil && a.user.ID != 0 {
 		if err := b.files.writeSSH(b.cfg.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {
 			return fmt.Errorf("write ssh_config: %w", err)
 		}

@@ -1,0 +1,63 @@
+package app
+
+import (
+	"context"
+	"runtime/metrics"
+	"testing"
+	"time"
+)
+
+// packets is where the test's garbage goes, so that the compiler makes it.
+var packets [4][]byte
+
+func TestTheCollectorRunsSeldom(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	before := allocated()
+	done := make(chan error, 1)
+	go func() { done <- keepHeap(ctx) }()
+	for deadline := time.Now().Add(time.Minute); allocated()-before < heapFloor; {
+		if time.Now().After(deadline) {
+			t.Fatal("keepHeap has not begun")
+		}
+		packets[0] = make([]byte, 32<<10)
+	}
+	const moved = 1 << 30
+	cycles := collections()
+	for i := range moved / (32 << 10) {
+		packets[i%len(packets)] = make([]byte, 32<<10)
+	}
+	if n := collections() - cycles; n > moved/heapFloor {
+		t.Errorf("%d collections in 1 GiB", n)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func collections() uint64 {
+	s := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64()
+}
+
+func TestMemoryGoesBackOnceQuiet(t *testing.T) {
+	trim := trimmer{}
+	for i, step := range []struct {
+		allocated uint64
+		want      bool
+	}{
+		{1 << 20, false},               // quiet, and nothing to gain
+		{1 << 30, false},               // data moves
+		{2 << 30, false},               // it still does
+		{2<<30 + 1<<20, true},          // it stopped
+		{2<<30 + 2<<20, false},         // done already
+		{2<<30 + 9<<20, false},         // a little at a time …
+		{2<<30 + 16<<20, false},        //
+		{2<<30 + 1<<20 + 16<<20, true}, // … adds up
+	} {
+		if got := trim.due(step.allocated); got != step.want {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}
