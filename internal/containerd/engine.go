@@ -105,6 +105,9 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	if err := required(ctx, e.opt, e.log); err != nil {
 		return nil, err
 	}
+	if err := roomForWatches(e.log); err != nil {
+		return nil, err
+	}
 	if err := e.serve(ctx); err != nil {
 		return nil, err
 	}

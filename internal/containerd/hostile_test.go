@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,70 @@ func (e *Engine) viaLink(ctx context.Context, ref compute.Ref, script string) (s
 	defer nc.Close()
 	out, _, err := shell(ctx, nc, script)
 	return out, err
+}
+
+// TestTakingAll has a tenant take all it can get of what the kernel counts for many at once. The host and other containers
+// must have what they need.
+func TestTakingAll(t *testing.T) {
+	r := newRig(t)
+	r.open()
+	greedy, other := newSpec(), newSpec()
+	r.provision(greedy)
+	r.provision(other)
+	r.run(greedy)
+	// A process that goes on holding all that it got, and says how much that is.
+	take := func(s compute.Spec, what string) int {
+		t.Helper()
+		out := r.sh(s, `rm -f /tmp/n; mkfifo /tmp/n; setsid perl -e '
+			my $inotify_init1 = qx(uname -m) =~ /x86/ ? 294 : 26;
+			sub watcher { my $n = syscall($inotify_init1, 0); $n >= 0 ? $n : 0 }
+			sub terminal { my $t; open($t, q(+<), q(/dev/ptmx)) ? $t : 0 }
+			my ($one, @all);
+			while ($one = `+what+`()) { push @all, $one }
+			$| = 1; print scalar(@all), "\n$!\n"; sleep' >/tmp/n 2>/dev/null & head -2 /tmp/n`)
+		held, why, _ := strings.Cut(out, "\n")
+		n, err := strconv.Atoi(held)
+		if err != nil || n < 1 {
+			t.Fatalf("%s: took %q, then %s", what, held, why)
+		}
+		return n
+	}
+	if took := take(greedy, "watcher"); took > watchersLimit {
+		t.Errorf("took %d inotify instances", took)
+	}
+	if took := take(greedy, "terminal"); took != terminalsLimit {
+		t.Errorf("took %d terminals", took)
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Errorf("the host has no inotify instance left: %v", err)
+	} else {
+		unix.Close(fd)
+	}
+	r.run(other)
+	for _, what := range []string{"watcher", "terminal"} {
+		if took := take(other, what); took < 50 {
+			t.Errorf("only %d of %s were left for another", took, what)
+		}
+	}
+}
+
+// TestNothingOfTheHost has a tenant look for other containers where the kernel tells of the whole machine.
+func TestNothingOfTheHost(t *testing.T) {
+	r := newRig(t)
+	r.open()
+	s, other := newSpec(), newSpec()
+	r.provision(s)
+	r.provision(other)
+	r.run(s)
+	r.run(other)
+	if out := r.sh(s, "cat /sys/block/*/loop/backing_file /sys/devices/virtual/block/*/loop/backing_file 2>/dev/null; true"); out != "" {
+		t.Errorf("sees %q", out)
+	}
+	if out := r.sh(s, "cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups"); len(strings.Fields(out)) != 7 ||
+		!strings.HasSuffix(out, "allow\n") {
+		t.Errorf("maps are %q", out)
+	}
 }
 
 // TestDeepTree has a tenant nest directories far deeper than a path or a stack can be, outside its mount paths.

@@ -330,3 +330,20 @@ func FuzzReadArchive(f *testing.F) {
 		}
 	})
 }
+
+func TestEnvironment(t *testing.T) {
+	for _, c := range []struct{ image, path string }{
+		{"PATH=/opt/bin", "PATH=/opt/bin"},
+		{"PATHS=/opt/bin", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+	} {
+		var paths []string
+		for _, v := range environment([]string{"A=b", c.image}) {
+			if strings.HasPrefix(v, "PATH=") {
+				paths = append(paths, v)
+			}
+		}
+		if len(paths) != 1 || paths[0] != c.path {
+			t.Errorf("with %s: %q", c.image, paths)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
@@ -22,10 +23,13 @@ const (
 	agentDir   = "/.berth"
 	socketName = "agent.sock"
 
-	pidsLimit   = 4096    // processes and threads of one container
-	filesLimit  = 1 << 19 // open files of one process, where berth's own limit allows it
-	cpuPeriod   = 100000  // microseconds
-	oomScoreAdj = 100     // over everything of the host's
+	pidsLimit  = 4096    // processes and threads of one container
+	filesLimit = 1 << 19 // open files of one process, where berth's own limit allows it
+	cpuPeriod  = 100000  // microseconds
+
+	terminalsLimit = 256 // pseudo-terminals of one container
+
+	oomScoreAdj = 100 // over everything of the host's
 
 	specAnnotation = "berth.spec" // what the container was started from, as JSON
 )
@@ -56,7 +60,7 @@ func (e *Engine) ociSpec(ctx context.Context, s compute.Spec, t tree, resolved [
 		oci.WithRootFSPath(t.place.rootfs()),
 		oci.WithProcessArgs(args...),
 		oci.WithProcessCwd(cwd),
-		oci.WithEnv(append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, conf.Env...)),
+		oci.WithEnv(environment(conf.Env)),
 		oci.WithHostname(identity{hostname: s.Hostname}.shortHostname()),
 		oci.WithUserNamespace(e.ids.mapping(), e.ids.mapping()),
 		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace}),
@@ -70,8 +74,31 @@ func (e *Engine) ociSpec(ctx context.Context, s compute.Spec, t tree, resolved [
 			return annotate(sp, s)
 		},
 		limits(s),
+		withoutTheHost,
+		boundWatches,
 		seccomp.WithDefaultProfile(), // after capabilities, on which it depends
 	)
+}
+
+// environment is the image's, with a PATH where it names none. Of two values programs take the first.
+func environment(image []string) []string {
+	if slices.ContainsFunc(image, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
+		return image
+	}
+	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, image...)
+}
+
+// withoutTheHost takes away what containerd's default mounts show of the host, or share with it. The kernel bounds
+// pseudo-terminals for all containers together, and a block device's entry in sysfs names the file below it: every
+// container's path, owner and id.
+func withoutTheHost(_ context.Context, _ oci.Client, _ *containers.Container, sp *oci.Spec) error {
+	for i, m := range sp.Mounts {
+		if m.Type == "devpts" {
+			sp.Mounts[i].Options = append(m.Options, "max="+strconv.Itoa(terminalsLimit))
+		}
+	}
+	sp.Linux.MaskedPaths = append(sp.Linux.MaskedPaths, "/sys/devices/virtual/block")
+	return nil
 }
 
 // mounts are those beyond the default ones, in the order in which they are made.
