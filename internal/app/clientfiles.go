@@ -40,6 +40,9 @@ func (f clientFiles) readDemoKey() (identity, error) {
 	return identity{line: strings.TrimSpace(string(public)), file: f.path(demoKeyFile)}, err
 }
 
+// demoComment tells the key that berth makes from a person's own.
+const demoComment = "berth demo key"
+
 // demoKey returns the key pair in the data directory, made if it is not there.
 func (f clientFiles) demoKey() (identity, error) {
 	if id, err := f.readDemoKey(); err == nil {
@@ -50,7 +53,7 @@ func (f clientFiles) demoKey() (identity, error) {
 	if err != nil {
 		return identity{}, fmt.Errorf("make a demo key: %w", err)
 	}
-	block, err := ssh.MarshalPrivateKey(private, "berth demo key")
+	block, err := ssh.MarshalPrivateKey(private, demoComment)
 	if err != nil {
 		return identity{}, fmt.Errorf("make a demo key: %w", err)
 	}
@@ -58,7 +61,7 @@ func (f clientFiles) demoKey() (identity, error) {
 	if err != nil {
 		return identity{}, fmt.Errorf("make a demo key: %w", err)
 	}
-	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) + " berth demo key"
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) + " " + demoComment
 	if err := f.in.writeFile(path, string(pem.EncodeToMemory(block)), 0o600); err != nil {
 		return identity{}, fmt.Errorf("write the demo key: %w", err)
 	}

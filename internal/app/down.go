@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,24 +25,31 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	if os.Geteuid() != 0 {
 		return errors.New("the containers belong to root; run this with sudo")
 	}
-	if !exists(c.DataDir) {
-		_, err := fmt.Fprintf(out, "There is no berth in %s.\n", c.DataDir)
-		return err
-	}
+	// Without a database the directory is not, or no longer, a Berth's: nothing in it may be destroyed.
+	installed := exists(filepath.Join(c.DataDir, "berth.db"))
 	ctx, cancel := context.WithTimeoutCause(ctx, downTimeout, fmt.Errorf("it took more than %s", downTimeout))
 	defer cancel()
 	say := func(line string) { fmt.Fprintln(out, line) }
 	for _, name := range []string{gatewayLockFile, dataLockFile} {
+		if !installed && !exists(filepath.Join(c.DataDir, name)) {
+			continue
+		}
 		lock, err := stopRunning(ctx, c.DataDir, name, say)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = lock.release() }() // its file may be gone by then
 	}
-	say("Stopping containers")
+	if installed {
+		say("Stopping containers")
+	}
 	options := containerd.Options{DataDir: c.DataDir, ContainerdPath: c.Containerd, Log: newLogger(c, out)}
-	if err := containerd.Down(ctx, options, destroy); err != nil {
+	if err := containerd.Down(ctx, options, destroy && installed); err != nil {
 		return err
+	}
+	if !installed {
+		say("There is no berth in " + c.DataDir + "; what is there is left as it is.")
+		return nil
 	}
 	if !destroy {
 		say("Stopped. Storage and accounts are kept; `berth up` goes on with them.")
@@ -54,17 +62,20 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	return nil
 }
 
-// removeData removes what berth made in dir, and dir itself if nothing else is in it: a person may keep files there.
+// removeData removes what berth made in dir, and dir itself if nothing else is in it: a person may keep files there. The
+// database goes last, so that a removal that is cut off can be repeated.
 func removeData(dir string) error {
+	names := []string{"token", "token.key", "ssh_config", "known_hosts", "ready.json", operatorSocket, "network.json"}
+	for _, t := range []string{"ed25519", "ecdsa", "rsa"} {
+		names = append(names, "ssh_host_"+t+"_key", "ssh_host_"+t+"_key.pub")
+	}
+	if public, err := os.ReadFile(filepath.Join(dir, "id_ed25519.pub")); err == nil && bytes.Contains(public, []byte(demoComment)) {
+		names = append(names, "id_ed25519", "id_ed25519.pub") // not a key of the person's own
+	}
+	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
 	var errs []error
-	for _, pattern := range []string{
-		"berth.db*", "ssh_host_*", "token*", "id_ed25519*", "ssh_config", "known_hosts", "ready.json", operatorSocket, "volumes",
-		"agent", "containerd", "network.json", "lock", "gateway.lock",
-	} {
-		paths, _ := filepath.Glob(filepath.Join(dir, pattern)) // fails only on a bad pattern
-		for _, p := range paths {
-			errs = append(errs, os.RemoveAll(p))
-		}
+	for _, n := range names {
+		errs = append(errs, removeQuietly(filepath.Join(dir, n)))
 	}
 	_ = os.Remove(dir) // unless something else is in it
 	return errors.Join(errs...)

@@ -234,6 +234,49 @@ func checkOperator(t *testing.T, o Operator, name, key string) {
 	}
 }
 
+// What berth did not make is not its to destroy, whatever directory a person names.
+func TestDownLeavesOthersFiles(t *testing.T) {
+	cfg := config.Default()
+	cfg.DataDir = filepath.Join(t.TempDir(), "not-berths")
+	theirs := map[string]string{
+		"volumes/photos/1": "photo", "agent/smith": "agent", "containerd/notes": "notes", "token.txt": "token",
+		"id_ed25519": "private", "id_ed25519.pub": "ssh-ed25519 AAAA me@home",
+	}
+	for name, text := range theirs {
+		p := filepath.Join(cfg.DataDir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(when string) {
+		t.Helper()
+		for name, text := range theirs {
+			if got, err := os.ReadFile(filepath.Join(cfg.DataDir, name)); err != nil || string(got) != text {
+				t.Errorf("%s: %s holds %q, %v", when, name, got, err)
+			}
+		}
+	}
+	var out strings.Builder
+	if err := Down(t.Context(), cfg, true, &out); err != nil || !strings.Contains(out.String(), "no berth in") {
+		t.Errorf("down where no berth is: %q, %v", out.String(), err)
+	}
+	check("no berth")
+	b, err := openState(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Down(t.Context(), cfg, true, &out); err != nil {
+		t.Errorf("down where a berth was: %v", err)
+	}
+	check("a berth")
+	if list, err := filepath.Glob(filepath.Join(cfg.DataDir, "*")); err != nil || len(list) != 6 {
+		t.Errorf("left are %q, %v", list, err)
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestProgressTellsQuarters(t *testing.T) {

@@ -8,11 +8,19 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 )
 
 // agents keeps agent binaries, each in a directory named by its SHA-256 that containers mount read-only at /.berth. A
 // running container keeps the one it was started with.
 type agents struct{ dir string }
+
+const unfinishedAgent = "new.tmp" // one that is being installed
+
+var sha256Name = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// isAgent says whether an entry of the directory is one of ours.
+func isAgent(name string) bool { return name == unfinishedAgent || sha256Name.MatchString(name) }
 
 // install copies the binary at path into its directory unless it is there, and returns the directory's name.
 func (a agents) install(path string) (string, error) {
@@ -21,7 +29,7 @@ func (a agents) install(path string) (string, error) {
 		return "", fmt.Errorf("open the agent's binary: %w", err)
 	}
 	defer src.Close()
-	tmp := filepath.Join(a.dir, "new.tmp")
+	tmp := filepath.Join(a.dir, unfinishedAgent)
 	if err := os.RemoveAll(tmp); err != nil {
 		return "", err
 	}
@@ -63,7 +71,7 @@ func (a agents) prune(keep map[string]bool) error {
 	}
 	var errs []error
 	for _, d := range list {
-		if !keep[d.Name()] {
+		if isAgent(d.Name()) && !keep[d.Name()] {
 			errs = append(errs, os.RemoveAll(filepath.Join(a.dir, d.Name())))
 		}
 	}

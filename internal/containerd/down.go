@@ -27,11 +27,11 @@ const downAtOnce = 8
 // containers' storage, the images and the agents for good. DataDir, and what Open was given of ContainerdPath and
 // StopGrace, are all it needs of the options.
 func Down(ctx context.Context, o Options, deleteData bool) error {
-	if _, err := os.Stat(o.DataDir); errors.Is(err, os.ErrNotExist) { // somebody removed it: what ran from it may still run
-		l, err := layoutOf(o.DataDir)
-		if err != nil {
-			return err
-		}
+	l, err := layoutOf(o.DataDir)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(l.lock()); errors.Is(err, os.ErrNotExist) { // somebody removed it: what ran from it may still run
 		return errors.Join(sweep(ctx, l, slog.Debug), hostnet.Destroy(ctx, l.data))
 	}
 	e, err := prepare(o)
@@ -48,11 +48,35 @@ func Down(ctx context.Context, o Options, deleteData bool) error {
 	}
 	err = errors.Join(sweep(ctx, e.layout, e.log.Debug), hostnet.Destroy(ctx, e.layout.data))
 	if err == nil && deleteData {
-		for _, d := range []string{"volumes", "agent", "containerd"} {
-			err = errors.Join(err, os.RemoveAll(e.layout.dir(d)))
-		}
+		err = removeData(e.layout)
 	}
 	return errors.Join(err, e.Close())
+}
+
+// removeData removes what the engine has in the data directory, and nothing that somebody else put beside it.
+func removeData(l layout) error {
+	var errs []error
+	remove := func(dir string, ours func(name string) bool) {
+		list, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, d := range list {
+			if ours(d.Name()) {
+				errs = append(errs, os.RemoveAll(filepath.Join(dir, d.Name())))
+			}
+		}
+		_ = os.Remove(dir) // unless something else is in it
+	}
+	remove(l.dir("volumes"), func(name string) bool {
+		_, err := compute.ParseRef(strings.TrimSuffix(strings.TrimSuffix(name, ".tmp"), ".img"))
+		return err == nil
+	})
+	remove(l.dir("agent"), isAgent)
+	remove(l.dir("containerd"), func(name string) bool {
+		return name == "root" || name == "images" || name == filepath.Base(l.lock()) || strings.HasPrefix(name, "containerd.log")
+	})
+	return errors.Join(errs...)
 }
 
 // stopAll stops what runs by way of containerd, when there is anything to stop.

@@ -175,7 +175,7 @@ func prepare(o Options) (*Engine, error) {
 		}
 		e.memory = all / 4 * 3
 	}
-	if e.lock, err = lockFile(l.dir("containerd", "lock")); err != nil {
+	if e.lock, err = lockFile(l.lock()); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())

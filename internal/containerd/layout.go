@@ -50,6 +50,9 @@ func (l layout) statePath() string  { return l.run + "/state" }
 func (l layout) runcPath() string   { return l.run + "/runc" }
 func (l layout) cgroup() string     { return "/" + l.name }
 
+// lock is held by the one process that uses the directory. It is there from the first start on.
+func (l layout) lock() string { return l.dir("containerd", "lock") }
+
 // place is where one container's mounts are while it runs.
 func (l layout) place(r compute.Ref) place { return place(filepath.Join(l.run, "c", r.String())) }
 
