@@ -292,7 +292,7 @@ func TestHandshakeDeadline(t *testing.T) {
 			if _, err := io.WriteString(nc, send); err != nil {
 				t.Fatal(err)
 			}
-			if got := awaitClosed(t, nc); !strings.HasPrefix(got, "SSH-2.0-Berth\r\n") {
+			if got := awaitClosed(t, nc); !strings.HasPrefix(got, "SSH-2.0-"+version+"\r\n") {
 				t.Errorf("the gateway sent %q", got)
 			}
 			if d := time.Since(began); d < 300*time.Millisecond || d > 5*time.Second {
@@ -367,7 +367,7 @@ func TestTooManyStartups(t *testing.T) {
 		}
 		defer nc.Close()
 		// The gateway's first line tells that the connection has its place.
-		if _, err := io.ReadFull(nc, make([]byte, len("SSH-2.0-Berth\r\n"))); err != nil {
+		if _, err := io.ReadFull(nc, make([]byte, len("SSH-2.0-"+version+"\r\n"))); err != nil {
 			t.Fatal(err)
 		}
 		waiting = append(waiting, nc)

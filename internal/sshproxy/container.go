@@ -253,7 +253,7 @@ func (s *sessionChannel) forwardRequests(agent session.Channel, started func()) 
 			return
 		}
 		switch r.Type {
-		case "pty-req", "env", "window-change", "signal", "break":
+		case "pty-req", "env", "window-change", "signal", "break", "eow@openssh.com":
 			if r.Type == "pty-req" {
 				s.pty.Store(true)
 			}

@@ -99,8 +99,10 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// version is what the gateway calls itself in its identification string. It tells no release: that is nobody's business.
-const version = "Berth"
+// version is what the gateway calls itself in its identification string. It tells no release: that is nobody's business. Only
+// to servers whose name begins like this do OpenSSH's clients say that nobody reads a command's output any more
+// (eow@openssh.com); without, "ssh … yes | head" would run for ever.
+const version = "OpenSSH_compatible Berth"
 
 // Causes of the end of a connection that a user may read.
 var (
