@@ -221,6 +221,7 @@ func (b *berth) openGateway(l net.Listener, dir sshproxy.Directory, dial session
 	}
 	shutdown := func(ctx context.Context) error { return errors.Join(gateway.Shutdown(ctx), sessions.Close(ctx)) }
 	b.edges = append(b.edges, edge{func() error { return gateway.Serve(l) }, shutdown})
+	b.inner = append(b.inner, keepHeap)
 	return nil
 }
 
