@@ -129,6 +129,8 @@ func (s *session) handle(r request) bool {
 		err = s.signal(r.payload)
 	case "break":
 		err = s.sendBreak()
+	case "eow@openssh.com":
+		err = s.endOutput()
 	default:
 		return false
 	}
@@ -208,6 +210,19 @@ func (s *session) sendBreak() error {
 		return errors.New("there is no terminal")
 	}
 	return s.tty.sendBreak()
+}
+
+// endOutput ends the output of a command, whose client reads no more of it: the next write there fails, as on a broken pipe
+// (OpenSSH's PROTOCOL, section 2.1). A terminal has no such end.
+func (s *session) endOutput() error {
+	if s.tty != nil || len(s.files) != 3 {
+		return errors.New("there is no output to end")
+	}
+	past := time.Unix(1, 0)
+	for _, f := range s.files[1:] {
+		_ = f.SetReadDeadline(past) // one that has ended is closed
+	}
+	return nil
 }
 
 func (s *session) subsystem(payload []byte) error {
