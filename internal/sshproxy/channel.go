@@ -75,13 +75,6 @@ type sessionChannel struct {
 // serveSession accepts a session and serves it to its end. It is accepted whether or not the container can be entered,
 // since a refused channel has no stderr to say why.
 func (c *conn) serveSession(nc gossh.NewChannel, id identity, login route.Login) {
-	c.mu.Lock()
-	noMore := c.noMore
-	c.mu.Unlock()
-	if noMore {
-		_ = nc.Reject(gossh.Prohibited, "the client asked for no more sessions on this connection")
-		return
-	}
 	ch, reqs, err := nc.Accept()
 	if err != nil {
 		return

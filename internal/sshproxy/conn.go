@@ -50,7 +50,6 @@ type conn struct {
 	channels int
 	verified identity // set when the client has proven its key
 	loggedIn bool
-	noMore   bool // the client asked for no more sessions
 	notes    map[string]bool
 	pending  []string // notes that wait for a session to be shown on
 	live     map[*sessionChannel]struct{}

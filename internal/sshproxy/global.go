@@ -20,9 +20,8 @@ func (g *Gateway) globalRequest(ctx ssh.Context, _ *ssh.Server, req *gossh.Reque
 	case "keepalive@openssh.com", "keepalive@golang.org":
 		return true, nil
 	case "no-more-sessions@openssh.com":
-		c.mu.Lock()
-		c.noMore = true
-		c.mu.Unlock()
+		// A client's precaution against itself. It cannot be held to it: x/crypto hands out requests and channels apart, so
+		// that the session which the client opened just before may be seen after.
 		return true, nil
 	case "tcpip-forward", "streamlocal-forward@openssh.com":
 		c.note("remote forwarding (-R) is not offered yet")

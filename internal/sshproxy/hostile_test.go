@@ -176,8 +176,9 @@ func TestGlobalRequests(t *testing.T) {
 	g := startGateway(t, Options{Directory: w})
 	c := g.dial(t, "aaaaaaaa", key)
 	for name, want := range map[string]bool{
-		"keepalive@openssh.com": true, "keepalive@golang.org": true, "hostkeys-prove-00@openssh.com": false,
-		"tcpip-forward": false, "streamlocal-forward@openssh.com": false, "cancel-tcpip-forward": false, "x": false,
+		"keepalive@openssh.com": true, "keepalive@golang.org": true, "no-more-sessions@openssh.com": true,
+		"hostkeys-prove-00@openssh.com": false,
+		"tcpip-forward":                 false, "streamlocal-forward@openssh.com": false, "cancel-tcpip-forward": false, "x": false,
 	} {
 		if ok, _, err := c.SendRequest(name, true, nil); err != nil || ok != want {
 			t.Errorf("%s: %v, %v", name, ok, err)
@@ -193,12 +194,6 @@ func TestGlobalRequests(t *testing.T) {
 	_ = s.Run("true")
 	if !strings.Contains(stderr.String(), "berth: remote forwarding (-R) is not offered yet\n") {
 		t.Errorf("stderr: %q", stderr.String())
-	}
-	if _, _, err := c.SendRequest("no-more-sessions@openssh.com", true, nil); err != nil { // the answer tells that it is seen
-		t.Fatal(err)
-	}
-	if _, err := c.NewSession(); err == nil || !strings.Contains(err.Error(), "no more sessions") {
-		t.Errorf("a session after no-more-sessions: %v", err)
 	}
 }
 
@@ -220,6 +215,27 @@ func TestChannelsNotOffered(t *testing.T) {
 		_, _, err := c.OpenChannel(kind, nil)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", kind, err)
+		}
+	}
+}
+
+// TestNoMoreSessions is what a stock client sends right behind the session that it opens: that session must come up, however
+// the two are dispatched.
+func TestNoMoreSessions(t *testing.T) {
+	w := newWorld(t)
+	key := newKey(t)
+	w.key(w.user("alice"), key)
+	g := startGateway(t, Options{Directory: w})
+	for range 50 {
+		c := loggedInRaw(t, g, "alice", key)
+		if err := c.write(openMessage("session", 0, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.write(append(appendString([]byte{80}, []byte("no-more-sessions@openssh.com")), 0)); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := c.read(); err != nil || p[0] != 91 {
+			t.Fatalf("the session is refused: %v, %v", p, err)
 		}
 	}
 }
