@@ -15,6 +15,7 @@ import (
 // Bounds of the loop. A container that stays up for steadyAfter has its restarts forgotten.
 const (
 	maxPasses      = 16
+	passesOfOwner  = 4 // so that one owner's slow passes leave others theirs
 	firstRetry     = 500 * time.Millisecond
 	longestRetry   = time.Minute
 	steadyAfter    = time.Minute
@@ -28,12 +29,13 @@ var errSuperseded = errors.New("a newer desired state is stored")
 // the others. What it remembers only saves work: all of it can be lost at any instant.
 type loop struct {
 	s      *Service
-	passes chan struct{} // a slot for each pass under way
+	passes chan struct{} // holds one for each pass under way
 	wg     sync.WaitGroup
 
 	mu    sync.Mutex // guards all below; never held over I/O
 	ctx   context.Context
 	items map[compute.ContainerID]*item
+	owned map[compute.UserID]chan struct{} // holds one for each pass under way over an owner's containers
 }
 
 // item is what the loop knows of one container.
@@ -41,6 +43,9 @@ type item struct {
 	active bool                    // a goroutine works on it
 	dirty  bool                    // it must look again
 	cancel context.CancelCauseFunc // ends the pass under way
+	aim    int64                   // the generation that the pass under way drives to; 0 before it knows
+	newest int64                   // the newest generation that was asked for
+	turns  chan struct{}           // its owner's passes
 	wake   chan struct{}           // ends a wait between passes
 
 	retry    *backoff.ExponentialBackOff
@@ -54,7 +59,10 @@ type item struct {
 }
 
 func newLoop(s *Service) *loop {
-	return &loop{s: s, passes: make(chan struct{}, maxPasses), items: make(map[compute.ContainerID]*item)}
+	return &loop{
+		s: s, passes: make(chan struct{}, maxPasses),
+		items: make(map[compute.ContainerID]*item), owned: make(map[compute.UserID]chan struct{}),
+	}
 }
 
 func (l *loop) run(ctx context.Context) error {
@@ -100,25 +108,34 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	return ctx.Err() == nil
 }
 
-// kick begins a pass over id, or has the one under way begin anew since the desired state changed. Before the first sync it
-// does nothing: the sync takes up every container.
-func (l *loop) kick(id compute.ContainerID) {
+// kick begins a pass over a container whose desired state is stored with generation. A pass under way that drives to an
+// older one begins anew; one that drives to it already goes on, so that asking again and again holds nothing up. Before
+// the first sync it does nothing: the sync takes up every container.
+func (l *loop) kick(r compute.Ref, generation int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	it := l.item(id)
-	if it.cancel != nil {
+	it := l.item(r)
+	it.newest = max(it.newest, generation)
+	if it.cancel != nil && it.aim >= it.newest {
+		return
+	}
+	if it.cancel != nil && it.aim != 0 {
 		it.cancel(errSuperseded)
 	}
 	it.delay = 0
 	it.retry.Reset()
-	l.start(id, it)
+	l.start(r.ID, it)
 }
 
-func (l *loop) item(id compute.ContainerID) *item {
-	it := l.items[id]
+// item returns what is known of a container. l.mu is held.
+func (l *loop) item(r compute.Ref) *item {
+	it := l.items[r.ID]
 	if it == nil {
-		it = &item{retry: newRetry(), wake: make(chan struct{}, 1)}
-		l.items[id] = it
+		if l.owned[r.Owner] == nil {
+			l.owned[r.Owner] = make(chan struct{}, passesOfOwner)
+		}
+		it = &item{retry: newRetry(), turns: l.owned[r.Owner], wake: make(chan struct{}, 1)}
+		l.items[r.ID] = it
 	}
 	return it
 }
@@ -144,7 +161,7 @@ func (l *loop) start(id compute.ContainerID, it *item) {
 func (l *loop) observe(o compute.Observation, mark uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	it := l.item(o.ID)
+	it := l.item(o.Ref)
 	died := it.seen.Phase == compute.PhaseRunning && o.Phase != compute.PhaseRunning
 	it.seen, it.seenMark = o, mark
 	it.seenSeq++
@@ -167,9 +184,9 @@ func (l *loop) synced(ctx context.Context, mark uint64) {
 		}
 		list, err = l.s.store.Reconcilable(ctx)
 	}
-	known := make(map[compute.ContainerID]bool, len(list))
+	known := make(map[compute.ContainerID]compute.Ref, len(list))
 	for _, c := range list {
-		known[c.ID] = true
+		known[c.ID] = c.Ref()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -178,12 +195,12 @@ func (l *loop) synced(ctx context.Context, mark uint64) {
 		if it.seenMark != mark {
 			it.seen = compute.Observation{}
 		}
-		if !known[id] && it.seen.Phase != "" {
+		if _, ok := known[id]; !ok && it.seen.Phase != "" {
 			l.s.log.Warn("the engine has a container that the database does not know; left alone", "container", it.seen.Ref)
 		}
 	}
-	for id := range known {
-		l.start(id, l.item(id))
+	for id, r := range known {
+		l.start(id, l.item(r))
 	}
 }
 
@@ -243,12 +260,14 @@ func (l *loop) drainWake(it *item) {
 
 // pass runs one reconciliation within the loop's bounds. It reports done when nothing of the container is left to watch.
 func (l *loop) pass(ctx context.Context, id compute.ContainerID, it *item) (done bool, err error) {
-	select {
-	case l.passes <- struct{}{}:
-	case <-ctx.Done():
-		return false, ctx.Err()
+	for _, turns := range []chan struct{}{it.turns, l.passes} {
+		select {
+		case turns <- struct{}{}:
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		defer func() { <-turns }()
 	}
-	defer func() { <-l.passes }()
 	ctx, stop := context.WithTimeout(ctx, passTimeout)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -256,12 +275,19 @@ func (l *loop) pass(ctx context.Context, id compute.ContainerID, it *item) (done
 
 	l.mu.Lock()
 	it.dirty = false
-	it.cancel = cancel
+	it.cancel, it.aim = cancel, 0
 	l.drainWake(it)
 	seen, seq, failures := it.seen, it.seenSeq, it.failures
 	l.mu.Unlock()
 
-	phase, err := l.s.reconcile(ctx, id, seen, failures)
+	phase, err := l.s.reconcile(ctx, id, seen, failures, func(generation int64) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		it.aim = generation
+		if generation < it.newest { // asked for since the row was read
+			cancel(errSuperseded)
+		}
+	})
 	if err != nil && context.Cause(ctx) == errSuperseded {
 		err = errSuperseded
 	}
@@ -290,9 +316,9 @@ func (s *Service) down(ctx context.Context, id compute.ContainerID) {
 }
 
 // reconcile makes one container what its row desires, given what the engine last said of it, and returns the phase that it is
-// in then. It may be interrupted at any instant and repeated.
+// in then. It tells aim the generation that it read. It may be interrupted at any instant and repeated.
 func (s *Service) reconcile(
-	ctx context.Context, id compute.ContainerID, seen compute.Observation, failures int,
+	ctx context.Context, id compute.ContainerID, seen compute.Observation, failures int, aim func(generation int64),
 ) (compute.Phase, error) {
 	c, err := s.store.ReconcileState(ctx, id)
 	if compute.CodeOf(err) == compute.CodeNotFound && err != nil {
@@ -301,6 +327,7 @@ func (s *Service) reconcile(
 	if err != nil {
 		return "", err
 	}
+	aim(c.Generation)
 	switch c.Desired {
 	case compute.DesiredDeleted:
 		if err := s.engine.Remove(ctx, c.Ref()); err != nil {

@@ -171,6 +171,56 @@ func TestLatestDesiredStateWins(t *testing.T) {
 	})
 }
 
+// Asking for what is under way already changes nothing, however often.
+func TestAskingAgainHoldsNothingUp(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		gate := make(chan struct{})
+		r.eng.set(func() { r.eng.block["start"] = gate })
+		ref := r.create()
+		r.want(ref, compute.StatusInitializing, "")
+		for range 100 {
+			if _, err := r.svc.StartContainer(t.Context(), r.who, ref.ID); err != nil {
+				t.Fatal(err)
+			}
+			r.settle()
+		}
+		close(gate)
+		r.want(ref, compute.StatusRunning, "")
+		if got := r.eng.asked(); !slices.Equal(got, []string{"provision", "start"}) {
+			t.Errorf("the engine was asked to %v", got)
+		}
+	})
+}
+
+// However many slow passes one owner causes, another's containers go on.
+func TestOneOwnerLeavesOthersTheirTurns(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		gate := make(chan struct{})
+		r.eng.set(func() { r.eng.block["remove"] = gate })
+		for range 20 {
+			ref := r.create()
+			if err := r.svc.DeleteContainer(t.Context(), r.who, ref.ID); err != nil {
+				t.Fatal(err)
+			}
+			r.settle()
+		}
+		bob, err := control.Users{Store: r.store, Limits: compute.DefaultLimits()}.Add(t.Context(), "bob", compute.RoleUser, []string{testKey})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := r.store.Keys(t.Context(), bob.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		alice, hers := r.who, r.key
+		r.who, r.key = compute.Principal{User: bob.ID, Username: bob.Username, Role: bob.Role}, keys[0].ID
+		r.want(r.create(), compute.StatusRunning, "")
+		close(gate)
+		r.who, r.key = alice, hers
+		r.want(r.create(), compute.StatusRunning, "")
+	})
+}
+
 func TestPassingFaultsAreRetried(t *testing.T) {
 	inRig(t, func(t *testing.T, r *rig) {
 		r.eng.set(func() { r.eng.fail["start"] = errors.New("shim went away at /secret") })

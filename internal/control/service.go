@@ -113,7 +113,7 @@ func (s *Service) CreateContainer(ctx context.Context, p compute.Principal, r co
 	if err != nil {
 		return ContainerView{}, err
 	}
-	s.loop.kick(c.ID)
+	s.loop.kick(c.Ref(), c.Generation)
 	return ContainerView{Container: c}, nil
 }
 
@@ -149,7 +149,7 @@ func (s *Service) setDesired(
 	if err != nil {
 		return ContainerView{}, err
 	}
-	s.loop.kick(id)
+	s.loop.kick(c.Ref(), c.Generation)
 	return s.view(ctx, c), nil
 }
 
