@@ -121,13 +121,12 @@ func (m *machine) populate(bare bool) {
 			m.t.Fatal(err)
 		}
 	}
-	program, err := os.ReadFile(buildAgent(m.t))
-	if err != nil {
+	// Not a copy: a child that is forked meanwhile would hold it open for writing, and it could not be run.
+	if err := os.Link(buildAgent(m.t), m.path(".berth/agent")); err != nil {
 		m.t.Fatal(err)
 	}
-	files[".berth/agent"] = string(program)
 	for name, text := range files {
-		if err := os.WriteFile(m.path(name), []byte(text), 0o755); err != nil {
+		if err := os.WriteFile(m.path(name), []byte(text), 0o644); err != nil {
 			m.t.Fatal(err)
 		}
 	}

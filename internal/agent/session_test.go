@@ -71,12 +71,13 @@ func socketpair(t testing.TB) (net.Conn, net.Conn) {
 	return conns[0], conns[1]
 }
 
-// dial returns a gateway's connection to a fresh agent with users root, alice and nobody-shell accounts.
+// dial returns a gateway's connection to a fresh agent with accounts of its own. Root's home is not this machine's: bash reads
+// its .bashrc in a session of SSH.
 func dial(t testing.TB) *agentproto.Conn {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"passwd": "root:x:0:0:root:/root:/bin/bash\nalice:x:4242:4243:Alice:" + dir + "/alice:/bin/sh\nbarred:x:4244:4244::/:/usr/sbin/nologin\nhomeless:x:4245:4245::/nowhere:/bin/sh\nshellless:x:4246:4246::/:/no/such/shell\n" +
+		"passwd": "root:x:0:0:root:" + dir + ":/bin/bash\nalice:x:4242:4243:Alice:" + dir + "/alice:/bin/sh\nbarred:x:4244:4244::/:/usr/sbin/nologin\nhomeless:x:4245:4245::/nowhere:/bin/sh\nshellless:x:4246:4246::/:/no/such/shell\n" +
 			"toor:x:0:0::/:/no/such/shell\nturned:x:4247:4247::/:/no/such/nologin\n",
 		"group": "root:x:0:\nalice:x:4243:\ncrew:x:4300:bob,alice\n",
 	} {
@@ -113,11 +114,25 @@ func dial(t testing.TB) *agentproto.Conn {
 	t.Cleanup(func() {
 		conn.Close()
 		<-served
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		_ = s.Close(ctx)
+		shut(t, s)
 	})
 	return conn
+}
+
+// shut ends an agent at once; what does not end in time shows.
+func shut(t testing.TB, s *agent.Server) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	ended := make(chan struct{})
+	go func() {
+		_ = s.Close(ctx)
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("sessions do not end")
+	}
 }
 
 type session struct {
