@@ -10,8 +10,8 @@ import (
 // events that tell of it in the same transaction. Errors are *compute.Error: CodeNotFound for what is absent, owned by
 // somebody else or deleted.
 type Store interface {
-	// Users.
-	CreateUser(ctx context.Context, username string, role compute.Role) (compute.User, error) // CodeConflict when taken
+	// Users. CreateUser stores the owner's first keys with the account; CodeConflict when the name is taken.
+	CreateUser(ctx context.Context, username string, role compute.Role, keys ...compute.SSHKey) (compute.User, error)
 	Users(ctx context.Context) ([]compute.User, error)
 	User(ctx context.Context, id compute.UserID) (compute.User, error)
 	UserByName(ctx context.Context, username string) (compute.User, error)

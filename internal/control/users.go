@@ -12,7 +12,7 @@ type Users struct {
 	Limits compute.Limits
 }
 
-// Add makes an account with the given public keys, authorized_keys lines. All keys are checked before anything is stored.
+// Add makes an account with the given public keys, authorized_keys lines. All of it is stored, or none.
 func (u Users) Add(ctx context.Context, username string, role compute.Role, keys []string) (compute.User, error) {
 	if err := compute.ValidateUsername(username); err != nil {
 		return compute.User{}, err
@@ -21,17 +21,7 @@ func (u Users) Add(ctx context.Context, username string, role compute.Role, keys
 	if err != nil {
 		return compute.User{}, err
 	}
-	user, err := u.Store.CreateUser(ctx, username, role)
-	if err != nil {
-		return compute.User{}, err
-	}
-	for _, k := range parsed {
-		k.Owner = user.ID
-		if _, err := u.Store.AddKey(ctx, k, u.Limits.KeysPerUser); err != nil {
-			return compute.User{}, err
-		}
-	}
-	return user, nil
+	return u.Store.CreateUser(ctx, username, role, parsed...)
 }
 
 // parse reads distinct keys, each named by its comment.

@@ -40,31 +40,35 @@ func (s *Store) AddKey(ctx context.Context, k compute.SSHKey, limit int) (comput
 		if err := activeUser(t, k.Owner); err != nil {
 			return err
 		}
-		r, err := t.ExecContext(ctx, insertKeyQuery, k.Owner, k.Name, k.PublicKey, k.Fingerprint, t.now, limit)
-		switch {
-		case violates(err, "keys_within_limit"):
-			if has, herr := hasKey(t, k); herr != nil || has {
-				return duplicateKey(herr)
-			}
-			return &compute.Error{
-				Code: compute.CodeLimit, Cause: err,
-				Message: "You have as many SSH keys as an account may have; delete one first.",
-			}
-		case isUnique(err):
-			return duplicateKey(nil)
-		case err != nil:
-			return err
-		}
-		if k.ID, err = r.LastInsertId(); err != nil {
-			return err
-		}
-		k.CreatedAt = fromMillis(t.now)
-		return t.event(compute.Event{Kind: compute.EventKeyAdded, Owner: k.Owner, KeyID: k.ID})
+		return t.addKey(&k, limit)
 	})
 	if err != nil {
 		return compute.SSHKey{}, err
 	}
 	return k, nil
+}
+
+func (t *tx) addKey(k *compute.SSHKey, limit int) error {
+	r, err := t.ExecContext(t.ctx, insertKeyQuery, k.Owner, k.Name, k.PublicKey, k.Fingerprint, t.now, limit)
+	switch {
+	case violates(err, "keys_within_limit"):
+		if has, herr := hasKey(t, *k); herr != nil || has {
+			return duplicateKey(herr)
+		}
+		return &compute.Error{
+			Code: compute.CodeLimit, Cause: err,
+			Message: "You have as many SSH keys as an account may have; delete one first.",
+		}
+	case isUnique(err):
+		return duplicateKey(nil)
+	case err != nil:
+		return err
+	}
+	if k.ID, err = r.LastInsertId(); err != nil {
+		return err
+	}
+	k.CreatedAt = fromMillis(t.now)
+	return t.event(compute.Event{Kind: compute.EventKeyAdded, Owner: k.Owner, KeyID: k.ID})
 }
 
 // hasKey says whether the owner has the key: at the limit that is the better answer.

@@ -26,8 +26,10 @@ func scanUser(row scanner) (compute.User, error) {
 	return u, nil
 }
 
-// CreateUser makes an account. CodeConflict when the name is taken.
-func (s *Store) CreateUser(ctx context.Context, username string, role compute.Role) (u compute.User, err error) {
+// CreateUser makes an account with its first keys, whose number the caller has checked. CodeConflict when the name is taken.
+func (s *Store) CreateUser(
+	ctx context.Context, username string, role compute.Role, keys ...compute.SSHKey,
+) (u compute.User, err error) {
 	if err := compute.ValidateUsername(username); err != nil {
 		return u, err
 	}
@@ -51,9 +53,21 @@ func (s *Store) CreateUser(ctx context.Context, username string, role compute.Ro
 		if u, err = userByID(ctx, t, compute.UserID(id)); err != nil {
 			return err
 		}
-		return t.event(compute.Event{Kind: compute.EventUserChanged, Owner: u.ID})
+		if err := t.event(compute.Event{Kind: compute.EventUserChanged, Owner: u.ID}); err != nil {
+			return err
+		}
+		for _, k := range keys {
+			k.Owner = u.ID
+			if err := t.addKey(&k, len(keys)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	return u, err
+	if err != nil {
+		return compute.User{}, err
+	}
+	return u, nil
 }
 
 // Users returns every account, oldest first.

@@ -91,3 +91,25 @@ func TestDisabledUser(t *testing.T) {
 		t.Fatalf("Target with alice enabled again: %v", err)
 	}
 }
+
+// An account and its first keys are there together, or not at all.
+func TestUserWithKeys(t *testing.T) {
+	s := openNew(t, Options{})
+	laptop, desk := keyNamed(0, "laptop"), keyNamed(0, "desk")
+	u, err := s.CreateUser(t.Context(), "alice", compute.RoleUser, laptop, desk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := s.Keys(t.Context(), u.ID)
+	if err != nil || len(keys) != 2 || keys[0].Name != "laptop" || keys[1].Fingerprint != desk.Fingerprint {
+		t.Errorf("keys are %+v, %v", keys, err)
+	}
+	_, err = s.CreateUser(t.Context(), "bob", compute.RoleUser, laptop, laptop)
+	wantCode(t, err, compute.CodeConflict)
+	if list, err := s.Users(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("users are %+v, %v", list, err)
+	}
+	if _, err := s.AddKey(t.Context(), keyNamed(u.ID, "phone"), 10); err != nil {
+		t.Error(err)
+	}
+}
