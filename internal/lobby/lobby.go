@@ -86,7 +86,8 @@ func (l *Lobby) Run(ctx context.Context, s Session) int {
 			return l.finish(s, c.run(l, ctx, s, words[1:]))
 		}
 	}
-	_, _ = fmt.Fprintf(s.Stderr, "There is no command %.40q here; \"ssh %s help\" lists what there is.\n", words[0], l.zone)
+	_, _ = fmt.Fprintf(s.Stderr, "There is no command %.40q here; \"ssh %s help\" lists what there is.\n",
+		words[0], l.zone)
 	return exitUnknown
 }
 

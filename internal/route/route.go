@@ -1,8 +1,8 @@
 // Package route turns the names that clients type into the containers that they mean: SSH user names on the apex, and
 // the host names of jumps.
 //
-// It is pure: it parses and never looks anything up, so that an id it returns may well not exist. What it cannot read as
-// the name of a container it refuses, and it never guesses: a wrong machine is worse than none.
+// It is pure: it parses and never looks anything up, so that an id it returns may well not exist. What it cannot read
+// as the name of a container it refuses, and it never guesses: a wrong machine is worse than none.
 package route
 
 import (

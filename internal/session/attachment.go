@@ -14,7 +14,8 @@ import (
 // Request is what either end asks about a channel, with the names and payloads of RFC 4254. Reply to each.
 type Request = agentproto.Request
 
-// Channel is one stream to a container's agent, with its requests; it is to SSH's channels what the agent's wire is to SSH.
+// Channel is one stream to a container's agent, with its requests; it is to SSH's channels what the agent's wire is to
+// SSH.
 type Channel interface {
 	io.Reader // the container's output; io.EOF after all of it
 	io.Writer // its input
@@ -28,7 +29,8 @@ type Channel interface {
 	Close() error          // hangs up
 }
 
-// Attachment is one client's presence in a container: what runs for the client hangs on it, and gets SIGHUP when it closes.
+// Attachment is one client's presence in a container: what runs for the client hangs on it, and gets SIGHUP when it
+// closes.
 type Attachment struct {
 	m    *Multiplexer
 	t    *transport

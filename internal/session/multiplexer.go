@@ -1,8 +1,9 @@
-// Package session is the multiplexer: it keeps one transport to each container's agent, opened on first use and shared by
-// everybody, and gives each client an attachment on it that owns what was made for that client.
+// Package session is the multiplexer: it keeps one transport to each container's agent, opened on first use and shared
+// by everybody, and gives each client an attachment on it that owns what was made for that client.
 //
-// It declares the Dialer that an engine implements, and its types hide the agent's wire from those who use it. It trusts
-// nothing that comes from an agent: every open and request has a deadline, and all transports share one budget of bytes.
+// It declares the Dialer that an engine implements, and its types hide the agent's wire from those who use it. It
+// trusts nothing that comes from an agent: every open and request has a deadline, and all transports share one budget
+// of bytes.
 package session
 
 import (

@@ -58,7 +58,8 @@ func (g *Gateway) serverConfig(ctx ssh.Context) *gossh.ServerConfig {
 }
 
 // offerGCMAlone says whether to leave the client no choice of cipher: a client takes the first of its own list that the
-// server offers, which is seldom the fastest here. Only a client that is known to have AES-GCM may be offered nothing else.
+// server offers, which is seldom the fastest here. Only a client that is known to have AES-GCM may be offered nothing
+// else.
 func (g *Gateway) offerGCMAlone(c *conn) bool {
 	if c.wire.offers.known {
 		return c.wire.offers.gcm
@@ -87,7 +88,8 @@ func (g *Gateway) handshakeFailed(nc net.Conn, err error) {
 	g.log.Debug("handshake", "remote", nc.RemoteAddr(), "err", err)
 }
 
-// publicKey says whether a key may log in under the name that is tried now. That the client has the key is not known yet.
+// publicKey says whether a key may log in under the name that is tried now. That the client has the key is not known
+// yet.
 func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 	c := connOf(ctx)
 	if c == nil || c.pre == nil {
@@ -105,8 +107,8 @@ func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 	return true
 }
 
-// admit decides at authentication. CodeNotFound is the one refusal: a container that is not there, one that the key does
-// not open, a user name that cannot exist and a key that nobody has look alike.
+// admit decides at authentication. CodeNotFound is the one refusal: a container that is not there, one that the key
+// does not open, a user name that cannot exist and a key that nobody has look alike.
 func (g *Gateway) admit(c *conn, id identity) error {
 	login, err := c.login(id)
 	if err != nil {
@@ -172,8 +174,8 @@ func (c *conn) setLoggedIn() {
 		"client", c.wire.ident)
 }
 
-// provenIdentity reads the identity out of the Permissions of a signature that verified. The name must be the one that the
-// signature covered.
+// provenIdentity reads the identity out of the Permissions of a signature that verified. The name must be the one that
+// the signature covered.
 func provenIdentity(user string, perms *gossh.Permissions) (identity, error) {
 	if perms == nil {
 		return identity{}, errInconsistent

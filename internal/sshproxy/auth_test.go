@@ -130,8 +130,8 @@ func TestUnauthenticatedChannel(t *testing.T) {
 	}
 }
 
-// TestIdentityIsOfTheSignature offers one key under one name and logs in with another under another, in both orders: who
-// the client is must follow from the signature alone (CVE-2024-45337, and charmbracelet/ssh's frozen user name).
+// TestIdentityIsOfTheSignature offers one key under one name and logs in with another under another, in both orders:
+// who the client is must follow from the signature alone (CVE-2024-45337, and charmbracelet/ssh's frozen user name).
 func TestIdentityIsOfTheSignature(t *testing.T) {
 	p := newWorld(t)
 	a, b := newKey(t), newKey(t)

@@ -19,9 +19,9 @@ const (
 var errBacklog = compute.Errorf(compute.CodeLimit, "This connection sent too much that nobody reads.")
 
 // backlog estimates how much of what a client sent waits to be read, from what came in on the wire and what was read of
-// channels. x/crypto gives every channel 2 MiB, whatever we want, and keeps each packet apart, so that packets of one byte
-// cost it a hundred times their data. While there is too much, the connection is not read: its client waits, and nobody
-// else. One that stands still for long is ended, since nothing tells whether its client is still there.
+// channels. x/crypto gives every channel 2 MiB, whatever we want, and keeps each packet apart, so that packets of one
+// byte cost it a hundred times their data. While there is too much, the connection is not read: its client waits, and
+// nobody else. One that stands still for long is ended, since nothing tells whether its client is still there.
 type backlog struct {
 	limit    int64
 	patience time.Duration
@@ -70,8 +70,8 @@ func (b *backlog) signal() {
 	}
 }
 
-// full says whether too much waits. Where every reader has been waiting for a moment, nothing does, and the count begins
-// anew: the estimate errs a little with every packet.
+// full says whether too much waits. Where every reader has been waiting for a moment, nothing does, and the count
+// begins anew: the estimate errs a little with every packet.
 func (b *backlog) full() (full, idle bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -114,8 +114,8 @@ func (b *backlog) wait(ctx context.Context) error {
 	return nil
 }
 
-// counted reads a channel's data for its one reader. Until finish or EOF, the channel may hold something whenever it is not
-// being read.
+// counted reads a channel's data for its one reader. Until finish or EOF, the channel may hold something whenever it is
+// not being read.
 type counted struct {
 	io.Reader
 	b    *backlog

@@ -48,8 +48,8 @@ func TestTinyPacketsAreBounded(t *testing.T) {
 	}
 }
 
-// TestBacklogEstimate drives far more through a connection than may wait, in ways that the estimate sees badly, beside a
-// session that reads nothing.
+// TestBacklogEstimate drives far more through a connection than may wait, in ways that the estimate sees badly, beside
+// a session that reads nothing.
 func TestBacklogEstimate(t *testing.T) {
 	const limit = 16 << 20
 	b := newBacklog(limit, time.Minute)

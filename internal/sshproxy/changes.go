@@ -128,8 +128,8 @@ type question struct {
 // answer is why a connection must end, if it must, or why that is not known.
 type answer struct{ why, err error }
 
-// mayStay answers a question. A container that starts again is no reason to end: its sessions have ended with it, and the
-// client's next one will find it running.
+// mayStay answers a question. A container that starts again is no reason to end: its sessions have ended with it, and
+// the client's next one will find it running.
 func (g *Gateway) mayStay(q question) answer {
 	ctx, cancel := context.WithTimeout(g.ctx, g.o.Limits.OpenTimeout)
 	defer cancel()

@@ -79,7 +79,9 @@ func (c *conn) serveSession(nc gossh.NewChannel, id identity, login route.Login)
 	if err != nil {
 		return
 	}
-	s := &sessionChannel{c: c, g: c.g, ch: ch, input: c.backlog.counted(ch), queue: newRequestQueue(), stderr: make(chan struct{}, 1)}
+	s := &sessionChannel{
+		c: c, g: c.g, ch: ch, input: c.backlog.counted(ch), queue: newRequestQueue(), stderr: make(chan struct{}, 1),
+	}
 	s.ctx, s.cancel = context.WithCancelCause(c.ctx)
 	collected := make(chan struct{})
 	c.wg.Go(func() {
@@ -197,7 +199,8 @@ func (s *sessionChannel) refuse(why error) {
 	}
 }
 
-// fail ends a session that has begun nothing, for a reason of ours: a line on stderr, 255, EOF and, by the caller, CLOSE.
+// fail ends a session that has begun nothing, for a reason of ours: a line on stderr, 255, EOF and, by the caller,
+// CLOSE.
 func (s *sessionChannel) fail(why error) {
 	s.say(reason(why))
 	s.exit(exitOurs)
@@ -222,8 +225,8 @@ func (s *sessionChannel) sendEOF() {
 	}
 }
 
-// stop ends a session from outside while others may write to it: the client is told why, if it is there, and gets 255 and,
-// by the caller, CLOSE, which ends the output as well.
+// stop ends a session from outside while others may write to it: the client is told why, if it is there, and gets 255
+// and, by the caller, CLOSE, which ends the output as well.
 func (s *sessionChannel) stop() {
 	if why := context.Cause(s.ctx); !errors.Is(why, errGone) {
 		s.say(reason(why))

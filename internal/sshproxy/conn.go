@@ -72,8 +72,8 @@ func newConn(g *Gateway, nc net.Conn, release func()) *conn {
 // contextKey is under which a handshake's context holds its *conn.
 type contextKey struct{}
 
-// wireConn is what is handed to charmbracelet/ssh: it finds its way back to the connection, and reads no more of a client
-// than others take.
+// wireConn is what is handed to charmbracelet/ssh: it finds its way back to the connection, and reads no more of a
+// client than others take.
 type wireConn struct {
 	*wire
 	c *conn

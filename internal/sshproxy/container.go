@@ -15,7 +15,8 @@ import (
 	"berth/internal/session"
 )
 
-var errLost = compute.Errorf(compute.CodeUnavailable, "The connection to the container was lost; did it stop or restart?")
+var errLost = compute.Errorf(compute.CodeUnavailable,
+	"The connection to the container was lost; did it stop or restart?")
 
 // attachmentSlot is a client's presence in its container, made for the first of its channels and shared by all.
 type attachmentSlot struct {
@@ -149,8 +150,8 @@ func (s *sessionChannel) relay(agent session.Channel) {
 	}
 }
 
-// relayEnd waits for the end of a session in the container, and tells the client how it ended, if the container does. OK is
-// false when the session is to end before that.
+// relayEnd waits for the end of a session in the container, and tells the client how it ended, if the container does.
+// OK is false when the session is to end before that.
 func (s *sessionChannel) relayEnd(reqs <-chan *session.Request, output <-chan struct{}) (told, ok bool) {
 	r := exitHolder{s: s}
 	var early <-chan time.Time
@@ -178,8 +179,8 @@ func (s *sessionChannel) relayEnd(reqs <-chan *session.Request, output <-chan st
 	return r.told, true
 }
 
-// earlyEOF is how long the end of a command's output waits for the end of the command. If the container is lost instead,
-// there is something to say, and nothing can be said after EOF.
+// earlyEOF is how long the end of a command's output waits for the end of the command. If the container is lost
+// instead, there is something to say, and nothing can be said after EOF.
 const earlyEOF = 100 * time.Millisecond
 
 // exitHolder holds back what ends a session until its output is out.
@@ -244,8 +245,8 @@ func validExit(r *session.Request) bool {
 	return false
 }
 
-// forwardRequests hands the client's requests to the container, in order, and answers those that never go there. It calls
-// started when a command was begun.
+// forwardRequests hands the client's requests to the container, in order, and answers those that never go there. It
+// calls started when a command was begun.
 func (s *sessionChannel) forwardRequests(agent session.Channel, started func()) {
 	for {
 		r := s.queue.next(agent.Done())

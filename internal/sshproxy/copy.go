@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// Sizes of the buffers that streams are copied through. An idle session holds a small one. One that moves data has a large
-// one, of many SSH packets: x/crypto answers each read of a busy channel with a packet that adjusts the window, and reads of
-// one packet each made that a seventh of an upload's work.
+// Sizes of the buffers that streams are copied through. An idle session holds a small one. One that moves data has a
+// large one, of many SSH packets: x/crypto answers each read of a busy channel with a packet that adjusts the window,
+// and reads of one packet each made that a seventh of an upload's work.
 const (
 	smallBuffer = 512
 	largeBuffer = 256 << 10
@@ -15,8 +15,8 @@ const (
 
 var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
-// copyStream copies src to dst until EOF, and returns nil then. The large buffer goes back to the pool before a wait for
-// more, once the stream has slowed down. A source that can write its own buffers needs none of ours.
+// copyStream copies src to dst until EOF, and returns nil then. The large buffer goes back to the pool before a wait
+// for more, once the stream has slowed down. A source that can write its own buffers needs none of ours.
 func copyStream(dst io.Writer, src io.Reader) error {
 	if own, ok := src.(io.WriterTo); ok {
 		_, err := own.WriteTo(dst)

@@ -1,5 +1,5 @@
-// Package sshproxy is the SSH gateway: it authenticates clients by public key, routes them by user name or by jump host to
-// a container, and copies channels and requests between the client and the container's agent.
+// Package sshproxy is the SSH gateway: it authenticates clients by public key, routes them by user name or by jump host
+// to a container, and copies channels and requests between the client and the container's agent.
 //
 // What arrives is trusted in neither direction: identity comes only from the finished handshake, only listed kinds of
 // channels and requests pass, and every queue, handshake and wait is bounded. The package reads who may enter through
@@ -45,8 +45,8 @@ type LobbySession struct {
 	Stderr    io.Writer
 }
 
-// Changes subscribes to what is committed from now on, so that those who may no longer enter are put out. A reader that is
-// too slow has its channel closed; it subscribes again, and looks at everything anew.
+// Changes subscribes to what is committed from now on, so that those who may no longer enter are put out. A reader that
+// is too slow has its channel closed; it subscribes again, and looks at everything anew.
 type Changes func() (events <-chan compute.Event, cancel func())
 
 // Options are what a Gateway is made of. Lobby, Changes, Limits and Log may be left out.
@@ -99,9 +99,9 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// version is what the gateway calls itself in its identification string. It tells no release: that is nobody's business. Only
-// to servers whose name begins like this do OpenSSH's clients say that nobody reads a command's output any more
-// (eow@openssh.com); without, "ssh … yes | head" would run for ever.
+// version is what the gateway calls itself in its identification string. It tells no release: that is nobody's
+// business. Only to servers whose name begins like this do OpenSSH's clients say that nobody reads a command's output
+// any more (eow@openssh.com); without, "ssh … yes | head" would run for ever.
 const version = "OpenSSH_compatible Berth"
 
 // Causes of the end of a connection that a user may read.
@@ -274,8 +274,8 @@ func (g *Gateway) live() []*conn {
 	return list
 }
 
-// Shutdown stops accepting, tells every session why it ends, closes all connections and waits for what served them. When
-// ctx ends before that it stops waiting and returns its error.
+// Shutdown stops accepting, tells every session why it ends, closes all connections and waits for what served them.
+// When ctx ends before that it stops waiting and returns its error.
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.cancel(errShutdown)
 	g.mu.Lock()

@@ -219,8 +219,8 @@ func TestChannelsNotOffered(t *testing.T) {
 	}
 }
 
-// TestNoMoreSessions is what a stock client sends right behind the session that it opens: that session must come up, however
-// the two are dispatched.
+// TestNoMoreSessions is what a stock client sends right behind the session that it opens: that session must come up,
+// however the two are dispatched.
 func TestNoMoreSessions(t *testing.T) {
 	w := newWorld(t)
 	key := newKey(t)

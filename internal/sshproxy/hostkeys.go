@@ -16,8 +16,8 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 )
 
-// hostKeyFiles are the gateway's host keys, the preferred first. RSA is left out: every client that knows one of our key
-// exchanges knows one of these.
+// hostKeyFiles are the gateway's host keys, the preferred first. RSA is left out: every client that knows one of our
+// key exchanges knows one of these.
 var hostKeyFiles = []struct {
 	file string
 	make func() (crypto.PrivateKey, error)
@@ -29,9 +29,9 @@ var hostKeyFiles = []struct {
 	{"ssh_host_ecdsa_key", func() (crypto.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }},
 }
 
-// OpenHostKeys returns the host keys in dir, and makes those that are not there. A key that is there and cannot be read is
-// an error, never a reason for a new one: clients would take the change for an attack. Two processes that open the same
-// empty directory end up with the same keys.
+// OpenHostKeys returns the host keys in dir, and makes those that are not there. A key that is there and cannot be read
+// is an error, never a reason for a new one: clients would take the change for an attack. Two processes that open the
+// same empty directory end up with the same keys.
 func OpenHostKeys(dir string) ([]gossh.Signer, error) {
 	signers := make([]gossh.Signer, 0, len(hostKeyFiles))
 	for _, k := range hostKeyFiles {

@@ -64,8 +64,8 @@ func knowsGCM(line string) bool {
 // gcm are the ciphers of which an x/crypto server is fastest at one, by a factor of two.
 func gcm() []string { return []string{gossh.CipherAES128GCM, gossh.CipherAES256GCM} }
 
-// offersGCM reads a client's first packet, SSH_MSG_KEXINIT (RFC 4253, section 7.1), and says whether it offers AES-GCM in
-// both directions. Known is false when b is no such packet, or not all of it.
+// offersGCM reads a client's first packet, SSH_MSG_KEXINIT (RFC 4253, section 7.1), and says whether it offers AES-GCM
+// in both directions. Known is false when b is no such packet, or not all of it.
 func offersGCM(b []byte) (offers, known bool) {
 	payload, ok := firstPacket(b)
 	if !ok || len(payload) < 17 || payload[0] != 20 {

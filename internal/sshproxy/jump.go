@@ -14,8 +14,8 @@ import (
 // linger is how long a client may take to agree to the end of a jump's channel. x/crypto frees nothing before it does.
 const linger = time.Minute
 
-// serveJump serves the inner SSH connection of a jump on a direct-tcpip channel (RFC 4254, section 7.2). The gateway never
-// dials: any other destination is refused.
+// serveJump serves the inner SSH connection of a jump on a direct-tcpip channel (RFC 4254, section 7.2). The gateway
+// never dials: any other destination is refused.
 func (c *conn) serveJump(nc gossh.NewChannel) {
 	var dest struct {
 		Host       string
@@ -71,8 +71,9 @@ type channelConn struct {
 
 func (cc *channelConn) Read(p []byte) (int, error) { return cc.input.Read(p) }
 
-// Close asks the client to close the channel, which ends reads and writes that wait. It does not wait itself: the message
-// may have to wait for a client that reads nothing. A client that does not agree in time loses its whole connection.
+// Close asks the client to close the channel, which ends reads and writes that wait. It does not wait itself: the
+// message may have to wait for a client that reads nothing. A client that does not agree in time loses its whole
+// connection.
 func (cc *channelConn) Close() error {
 	cc.once.Do(func() {
 		cc.outer.work(func() { _ = cc.Channel.Close() })

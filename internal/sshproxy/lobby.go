@@ -71,7 +71,8 @@ func (s *sessionChannel) awaitCommand() (command string, ok bool) {
 		case "subsystem":
 			// sftp and scp end here. A client whose request failed leaves before it shows what else it was told.
 			_ = r.Reply(true, nil)
-			s.fail(compute.Errorf(compute.CodeInvalid, "The lobby has no files; name a container, as in sftp <id>@%s.", s.g.o.Zone))
+			s.fail(compute.Errorf(compute.CodeInvalid,
+				"The lobby has no files; name a container, as in sftp <id>@%s.", s.g.o.Zone))
 			return "", false
 		default:
 			_ = r.Reply(false, nil)

@@ -21,8 +21,8 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 )
 
-// rawClient speaks SSH packet by packet, to do what no client library does: change the user name between attempts, offer
-// one key and sign with another, or read nothing. It knows one algorithm of each kind.
+// rawClient speaks SSH packet by packet, to do what no client library does: change the user name between attempts,
+// offer one key and sign with another, or read nothing. It knows one algorithm of each kind.
 type rawClient struct {
 	t         *testing.T
 	nc        net.Conn

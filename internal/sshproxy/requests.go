@@ -13,8 +13,8 @@ const (
 	maxQueuedBytes    = 1 << 20
 )
 
-// requestQueue holds a session's requests from the client until they can be answered, in order: replies carry no number.
-// It never makes the sender wait, since that would hold up every other session of the connection.
+// requestQueue holds a session's requests from the client until they can be answered, in order: replies carry no
+// number. It never makes the sender wait, since that would hold up every other session of the connection.
 type requestQueue struct {
 	wake chan struct{} // has a token when there may be something to take
 
@@ -26,7 +26,8 @@ type requestQueue struct {
 
 func newRequestQueue() *requestQueue { return &requestQueue{wake: make(chan struct{}, 1)} }
 
-// push appends a request; false means that there are too many. Of several sizes of the window, only the last one counts.
+// push appends a request; false means that there are too many. Of several sizes of the window, only the last one
+// counts.
 func (q *requestQueue) push(r *gossh.Request) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -20,8 +20,8 @@ func newStartups(limit, perSource int) *startups {
 	return &startups{max: limit, perSource: perSource, bySource: make(map[netip.Prefix]int)}
 }
 
-// admit takes a place for a connection from that source and returns a function that gives it back, or false when there is
-// none. The function may be called more than once.
+// admit takes a place for a connection from that source and returns a function that gives it back, or false when there
+// is none. The function may be called more than once.
 func (s *startups) admit(source netip.Prefix) (release func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

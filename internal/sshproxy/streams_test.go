@@ -131,8 +131,8 @@ func TestManyConnections(t *testing.T) {
 	}
 }
 
-// TestStalledSessions never read or are never read, beside sessions that must not notice: in the same connection, and in
-// another one to the same container.
+// TestStalledSessions never read or are never read, beside sessions that must not notice: in the same connection, and
+// in another one to the same container.
 func TestStalledSessions(t *testing.T) {
 	h := newHarbour(t, Options{})
 	c := h.login(t)
@@ -319,8 +319,8 @@ func TestFileTransfer(t *testing.T) {
 	}
 }
 
-// TestEveryPacketSize echoes blocks whose packets end just before, at and after the ends of x/crypto's buffer: none may stay
-// behind in the gateway.
+// TestEveryPacketSize echoes blocks whose packets end just before, at and after the ends of x/crypto's buffer: none may
+// stay behind in the gateway.
 func TestEveryPacketSize(t *testing.T) {
 	h := newHarbour(t, Options{})
 	for _, cipher := range []string{gossh.CipherAES128GCM, gossh.CipherChaCha20Poly1305, gossh.CipherAES256CTR} {

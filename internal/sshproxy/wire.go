@@ -15,7 +15,8 @@ import (
 )
 
 // kexInitWait is how long the gateway waits for a client's KEXINIT before it sends its own without having seen it. On a
-// near network it comes within that time and tells exactly which ciphers the client has; a far client loses no round trip.
+// near network it comes within that time and tells exactly which ciphers the client has; a far client loses no round
+// trip.
 const kexInitWait = 2 * time.Millisecond
 
 var errNotSSH = errors.New("the client does not speak SSH 2")
@@ -128,8 +129,8 @@ func (w *wire) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// cryptoBuffer is the size of the buffer through which x/crypto writes. A packet that is longer comes in two writes: the
-// buffer, full, and the rest.
+// cryptoBuffer is the size of the buffer through which x/crypto writes. A packet that is longer comes in two writes:
+// the buffer, full, and the rest.
 const cryptoBuffer = 4096
 
 // joiner makes one system call, and one segment, of such a packet's two writes.
@@ -163,13 +164,13 @@ func (w *wire) joinWrites(cipher string) {
 	w.join.on.Store(w.quick.raw != nil && (slices.Contains(gcm(), cipher) || cipher == gossh.CipherChaCha20Poly1305))
 }
 
-// SetDeadline does nothing: charmbracelet/ssh calls it before every read and write to take away deadlines that it was not
-// asked for. What must end in time here is ended by closing the connection.
+// SetDeadline does nothing: charmbracelet/ssh calls it before every read and write to take away deadlines that it was
+// not asked for. What must end in time here is ended by closing the connection.
 func (w *wire) SetDeadline(time.Time) error { return nil }
 
 // quickAck asks the kernel to acknowledge what a client sends at once. A stock client runs its handshake with Nagle's
-// algorithm on: each delayed acknowledgement makes it wait for 40 ms. The kernel forgets the wish, so it is told again after
-// every read (tcp(7), TCP_QUICKACK).
+// algorithm on: each delayed acknowledgement makes it wait for 40 ms. The kernel forgets the wish, so it is told again
+// after every read (tcp(7), TCP_QUICKACK).
 type quickAck struct {
 	raw syscall.RawConn // nil where there is no TCP
 	set func(fd uintptr)
