@@ -283,7 +283,7 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
 		return err
 	}
-	if err := e.roomOnDisk(); err != nil {
+	if err := e.roomOnDisk(s); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -298,17 +298,53 @@ func checkArch(s compute.Spec) error {
 	return nil
 }
 
-func (e *Engine) roomOnDisk() error {
+// roomOnDisk keeps the reserve free, and one owner from filling the disk alone: what their containers may still write and the
+// new one's storage must fit beside the reserve. Owners together may be promised more than there is.
+func (e *Engine) roomOnDisk(s compute.Spec) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(e.layout.dir("volumes"), &st); err != nil {
 		return compute.Internal("measure free disk space", err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < e.opt.ReserveBytes {
+	const gb = 1 << 30
+	free := int64(st.Bavail) * st.Bsize
+	if free < e.opt.ReserveBytes {
 		return compute.Errorf(compute.CodeCapacity,
 			"The machine's disk has %.1f GB free and keeps %.1f GB in reserve; free some space, or lower the reserve.",
-			float64(free)/(1<<30), float64(e.opt.ReserveBytes)/(1<<30))
+			float64(free)/gb, float64(e.opt.ReserveBytes)/gb)
+	}
+	promised, err := e.unwritten(s.Owner)
+	if err != nil {
+		return compute.Internal("measure volumes", err)
+	}
+	if room := free - e.opt.ReserveBytes - promised; int64(s.StorageGB)*gb > room {
+		return compute.Errorf(compute.CodeCapacity,
+			"The machine's disk has room for %.1f GB more of your storage, and %d GB were asked for; ask for less, or delete a container.",
+			float64(max(0, room))/gb, s.StorageGB)
 	}
 	return nil
+}
+
+// unwritten is how much an owner's volumes may grow, being sparse.
+func (e *Engine) unwritten(owner compute.UserID) (bytes int64, err error) {
+	list, err := os.ReadDir(e.layout.dir("volumes"))
+	if err != nil {
+		return 0, err
+	}
+	for _, d := range list {
+		r, err := compute.ParseRef(strings.TrimSuffix(d.Name(), ".img"))
+		if err != nil || r.Owner != owner {
+			continue
+		}
+		var st unix.Stat_t
+		switch err := unix.Lstat(e.layout.dir("volumes", d.Name()), &st); {
+		case errors.Is(err, unix.ENOENT): // deleted meanwhile
+		case err != nil:
+			return 0, err
+		default:
+			bytes += max(0, st.Size-st.Blocks*512)
+		}
+	}
+	return bytes, nil
 }
 
 // roomInMemory keeps the containers that run within what all may use together: one that uses all of its own must not
@@ -337,7 +373,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) error {
 	defer e.release(u)
 	v := e.volume(s.Ref)
 	if errors.Is(v.check(), errNoVolume) {
-		if err := e.roomOnDisk(); err != nil {
+		if err := e.roomOnDisk(s); err != nil {
 			return err
 		}
 	}

@@ -204,6 +204,16 @@ func TestRoom(t *testing.T) {
 	wantCode(t, "start", e.Apply(r.ctx(), other), compute.CodeCapacity)
 	r.apply(s) // it is stopped, and its memory is the other's
 	r.apply(other)
+	// Storage that could not all be written is not promised, and what one owner's volumes may still take counts.
+	if n, err := e.unwritten(s.Owner); err != nil || n < 3<<30 || n > 4<<30 { // of two volumes of 2 GB
+		t.Errorf("unwritten are %d, %v", n, err)
+	}
+	if n, err := e.unwritten(s.Owner + 1); err != nil || n != 0 {
+		t.Errorf("unwritten of nobody's are %d, %v", n, err)
+	}
+	huge := newSpec()
+	huge.StorageGB = 1 << 20
+	wantCode(t, "admit", e.Admit(r.ctx(), huge), compute.CodeCapacity)
 	r.close()
 	r.opt.ReserveBytes = 1 << 60
 	e = r.open()
