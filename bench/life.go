@@ -13,6 +13,7 @@ const (
 	createGoal  = 1.0 // seconds from the request to running
 	restartGoal = 3.0 // seconds from berth up to ready, on a data directory that is there
 	idle        = 100 // sessions
+	settle      = 25 * time.Second
 )
 
 func seconds(limit float64) func(m *measure) {
@@ -70,7 +71,7 @@ func (r *rig) restart(ctx context.Context) ([]measure, error) {
 // memory measures what an idle session costs, the command that it runs not counted. Berth starts anew for it, with a new
 // container, and so a new agent: a process that has done much keeps memory from which sessions are then served.
 func (r *rig) memory(ctx context.Context) (_ []measure, err error) {
-	const what = "memory of an idle session, one of 100 (proportional set size; berth: gateway and agent)"
+	const what = "memory of an idle session, one of 100, after 25 s (proportional set size; berth: gateway and agent)"
 	sshd, err := idleSessions(ctx, &r.sshd, func() (sum int64, err error) {
 		pids, err := r.sshd.in.processes("sshd: ")
 		for _, pid := range pids {
@@ -153,6 +154,12 @@ func idleSessions(ctx context.Context, c *contender, use func() (int64, error)) 
 		if err := awaitBegun(stdout); err != nil {
 			return 0, err
 		}
+	}
+	// What the logins left behind goes back to the system only once the server is quiet.
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
 	}
 	after, err := use()
 	return after - before, err
