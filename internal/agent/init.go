@@ -147,7 +147,7 @@ func (s *Server) runImage(argv []string) error {
 	}
 	go func() { // ends with the last process that has the pipe
 		defer r.Close()
-		copyOutput(&s.logs, r)
+		_, _ = io.Copy(&s.logs, r)
 	}()
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"berth/internal/agent"
+	"berth/internal/agentproto"
 )
 
 // What goes over the wire for a command: the answer before its output, all output before the status, then EOF and CLOSE
@@ -191,12 +192,37 @@ func TestTerminalIsDrained(t *testing.T) {
 	}
 }
 
+// A client that reads no more says so, and its command's next output fails as on a broken pipe; its input goes on.
+func TestEndOfTheClientsOutput(t *testing.T) {
+	conn := dial(t)
+	for line, want := range map[string]string{
+		"yes":                     "PIPE",
+		"read x; echo $x; exit 4": "PIPE",
+	} {
+		s := openAs(t, conn, "root")
+		s.exec(line)
+		if s.must("eow@openssh.com", nil); line != "yes" {
+			_, _ = s.Write([]byte("x\n"))
+		}
+		if out, _, how := s.end(); how != want {
+			t.Errorf("%s: %d bytes, %q", line, len(out), how)
+		}
+	}
+	s := openAs(t, conn, "root")
+	s.must("pty-req", ptyRequest{"dumb", 80, 24, 0, 0, ""})
+	s.exec("echo up; cat")
+	s.awaitOutput("up")
+	if s.ask("eow@openssh.com", nil) {
+		t.Error("a terminal ends one way")
+	}
+}
+
 // A process that does not care for its client's end goes on, and holds nothing of the session's.
 func TestHangUpOfOneThatStays(t *testing.T) {
 	for _, tty := range []bool{false, true} {
 		t.Run(fmt.Sprint("terminal ", tty), func(t *testing.T) {
 			conn := dial(t)
-			before := descriptors(t)
+			before := descriptors(t, conn)
 			s := openAs(t, conn, "root")
 			if tty {
 				s.must("pty-req", ptyRequest{"dumb", 80, 24, 0, 0, ""})
@@ -209,7 +235,7 @@ func TestHangUpOfOneThatStays(t *testing.T) {
 			t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 			go func() { _, _ = s.Write(make([]byte, 4<<20)) }() // more than anybody takes
 			s.Close()
-			awaitDescriptors(t, before+1) // its pidfd or none: the process is known until it ends
+			awaitDescriptors(t, before)
 			if err := syscall.Kill(pid, 0); err != nil {
 				t.Errorf("the process: %v", err)
 			}
@@ -235,7 +261,7 @@ func TestHangUpReachesTheGroup(t *testing.T) {
 // Sessions of every kind, however they end, give back what they had open.
 func TestSessionsLeaveNothingOpen(t *testing.T) {
 	conn := dial(t)
-	before := descriptors(t)
+	before := descriptors(t, conn)
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
@@ -267,7 +293,23 @@ func TestSessionsLeaveNothingOpen(t *testing.T) {
 	awaitDescriptors(t, before)
 }
 
-func descriptors(t *testing.T) int {
+// descriptors counts those of this process, which is the agent too, once all is there that one session needs.
+func descriptors(t *testing.T, conn *agentproto.Conn) int {
+	t.Helper()
+	if out, how := run(t, conn, "root", "echo x"); how != "exit 0" {
+		t.Fatal(out, how)
+	}
+	n := -1
+	for again := 0; again < 100; again++ { // what the first one had may be on its way out
+		if now := openFiles(t); now != n {
+			n, again = now, 0
+		}
+		runtime.Gosched()
+	}
+	return n
+}
+
+func openFiles(t *testing.T) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -276,11 +318,11 @@ func descriptors(t *testing.T) int {
 	return len(list)
 }
 
-// awaitDescriptors waits until this process, which is the agent too, has no more than most descriptors.
+// awaitDescriptors waits until there are no more than most.
 func awaitDescriptors(t *testing.T, most int) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
-	for n := descriptors(t); n > most; n = descriptors(t) {
+	for n := openFiles(t); n > most; n = openFiles(t) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d descriptors are open, expected %d", n, most)
 		}

@@ -47,6 +47,7 @@ type Server struct {
 	passwd, group string
 	budget        *agentproto.Budget
 	logs          ring
+	poller        poller
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -112,6 +113,7 @@ func (s *Server) Close(ctx context.Context) error {
 	s.cancel(errClosing)
 	s.wg.Wait()
 	<-ended
+	s.poller.close()
 	return nil
 }
 

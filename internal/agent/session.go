@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,14 +51,21 @@ type session struct {
 	tty *terminal
 	run *process
 
+	unwanted chan struct{}  // closed once nobody reads the output any more
+	unread   func()         // closes it
 	files    []*os.File     // this end of what the command has open
 	answered chan struct{}  // closed once the client knows that its command started: nothing of the command goes out before
 	gone     chan struct{}  // closed once the client is gone
 	done     sync.WaitGroup // what copies and reports
+	reported atomic.Bool    // the command ended, and the client was told
 }
 
 func newSession(s *Server, ch channel, c client) *session {
-	return &session{s: s, ch: ch, client: c, answered: make(chan struct{}), gone: make(chan struct{})}
+	run := &session{
+		s: s, ch: ch, client: c, answered: make(chan struct{}), gone: make(chan struct{}), unwanted: make(chan struct{}),
+	}
+	run.unread = sync.OnceFunc(func() { close(run.unwanted) })
+	return run
 }
 
 const (
@@ -82,6 +90,7 @@ func (s *session) serve() {
 		}
 	}
 	close(s.gone)
+	s.unread()
 	s.hangUp()
 	s.done.Wait()
 	closeAll(s.files...)
@@ -97,7 +106,8 @@ func (s *session) serve() {
 // hangUp tells the processes that their client is gone, as a terminal line does, and lets go of them: one that stays, as
 // under nohup(1), finds nobody at the other end.
 func (s *session) hangUp() {
-	if s.run != nil {
+	// What a command left behind when it ended is meant to go on, as after sshd: "ssh … 'server &'".
+	if s.run != nil && !s.reported.Load() {
 		_ = s.run.signal(syscall.SIGHUP) // it may be over
 		_ = s.run.signal(syscall.SIGCONT)
 	}
@@ -218,10 +228,7 @@ func (s *session) endOutput() error {
 	if s.tty != nil || len(s.files) != 3 {
 		return errors.New("there is no output to end")
 	}
-	past := time.Unix(1, 0)
-	for _, f := range s.files[1:] {
-		_ = f.SetReadDeadline(past) // one that has ended is closed
-	}
+	s.unread()
 	return nil
 }
 
@@ -344,7 +351,9 @@ func (s *session) launchOnTTY(c command) error {
 		if c.login() {
 			s.motd()
 		}
-		copyOutput(s.ch, s.tty.master)
+		if o, err := s.tty.outlet(s.unwanted); err == nil {
+			o.copyTo(s.ch)
+		}
 	})
 	return nil
 }
@@ -370,28 +379,27 @@ func (s *session) motd() {
 
 // pipes are a command's standard streams: the child's ends and ours.
 type pipes struct {
-	child                 [3]*os.File
-	stdin, stdout, stderr *os.File
+	child          [3]*os.File
+	stdin          *os.File // the runtime's poller waits for it
+	stdout, stderr *os.File // the server's poller waits for these
 }
 
 func openPipes() (p pipes, err error) {
-	defer func() {
-		if err != nil {
-			p.closeChild()
-			closeAll(p.stdin, p.stdout, p.stderr)
+	ends := [3]**os.File{&p.stdin, &p.stdout, &p.stderr}
+	for i, ours := range ends {
+		var fds [2]int
+		if err = unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			closeAll(append(p.child[:], p.stdin, p.stdout, p.stderr)...)
+			return pipes{}, os.NewSyscallError("pipe2", err)
 		}
-	}()
-	if p.child[0], p.stdin, err = os.Pipe(); err != nil {
-		return p, err
-	}
-	if p.stdout, p.child[1], err = os.Pipe(); err != nil {
-		return p, err
-	}
-	if p.stderr, p.child[2], err = os.Pipe(); err != nil {
-		return p, err
-	}
-	for _, f := range p.child {
-		_, _ = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, pipeSize) // a smaller one works too
+		_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize) // a smaller one works too
+		own, child := fds[0], fds[1]
+		if i == 0 {
+			own, child = child, own
+			_ = unix.SetNonblock(own, true) // before it is a File: the runtime's poller takes it then
+		}
+		*ours, p.child[i] = os.NewFile(uintptr(own), "pipe"), os.NewFile(uintptr(child), "pipe")
+		_ = unix.SetNonblock(own, true) // of our end alone; it fails for no pipe
 	}
 	return p, nil
 }
@@ -399,9 +407,12 @@ func openPipes() (p pipes, err error) {
 func (p pipes) closeChild() { closeAll(p.child[:]...) }
 
 func (s *session) launchOnPipes(c command) error {
+	if err := s.s.poller.start(); err != nil {
+		return s.fail(err)
+	}
 	p, err := openPipes()
 	if err != nil {
-		return s.fail(fmt.Errorf("make pipes: %w", err))
+		return s.fail(err)
 	}
 	c.files = []uintptr{p.child[0].Fd(), p.child[1].Fd(), p.child[2].Fd()}
 	started, err := s.startIn(c)
@@ -417,21 +428,22 @@ func (s *session) launchOnPipes(c command) error {
 	})
 	s.follow(func() {
 		var out sync.WaitGroup
-		out.Go(func() { drain(s.ch, p.stdout) })
-		out.Go(func() { drain(stderrOf{s.ch}, p.stderr) })
+		out.Go(func() { s.drain(s.ch, p.stdout) })
+		out.Go(func() { s.drain(stderrOf{s.ch}, p.stderr) })
 		out.Wait()
 	})
 	return nil
 }
 
 // drain copies a child's output to its end. When the client takes no more, the child gets EPIPE, as from sshd.
-func drain(dst io.Writer, src *os.File) {
+func (s *session) drain(dst io.Writer, src *os.File) {
 	defer src.Close()
-	copyOutput(dst, src)
+	s.s.poller.outlet(int(src.Fd()), s.unwanted).copyTo(dst)
 }
 
 // report ends the channel in the order that clients expect: status, end of file, close.
 func (s *session) report() {
+	s.reported.Store(true)
 	name, payload := exitMessage(s.run.status)
 	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
 	defer cancel()
