@@ -45,6 +45,7 @@ func run(args []string) error {
 	}
 	switch args[0] {
 	case "init":
+		agent.DefaultSignals()
 		return agent.Init(options, *socket, fs.Args())
 	case "connect":
 		return agent.Connect(*socket)

@@ -15,10 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kexInitWait is how long the gateway waits for a client's KEXINIT before it sends its own without having seen it. On a
-// near network it comes within that time and tells exactly which ciphers the client has; a far client loses no round
-// trip.
-const kexInitWait = 2 * time.Millisecond
+// The gateway waits for a near client's KEXINIT before it sends its own: it comes at once, or as soon as a busy machine lets
+// it, and tells exactly which ciphers the client has. A far client, to whom that would cost a round trip, is judged by its
+// identification string.
+const (
+	nearRTT     = 20 * time.Millisecond
+	kexInitWait = time.Second
+)
 
 var errNotSSH = errors.New("the client does not speak SSH 2")
 
@@ -71,13 +74,30 @@ func openWire(nc net.Conn, version string) (*wire, error) {
 		w.quick.arm()
 	}
 	w.ahead = buf
-	if isTCP {
+	if isTCP && roundTrip(tcp) < nearRTT {
 		return w, w.peekKexInit(tcp)
 	}
 	return w, nil
 }
 
-// peekKexInit looks at the client's KEXINIT if it comes soon. What it read stays to be read.
+// roundTrip returns what the kernel measured so far, at the least in the TCP handshake (tcp(7), TCP_INFO).
+func roundTrip(tcp *net.TCPConn) time.Duration {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nearRTT
+	}
+	rtt := nearRTT
+	if err := raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			rtt = time.Duration(info.Rtt) * time.Microsecond
+		}
+	}); err != nil {
+		return nearRTT
+	}
+	return rtt
+}
+
+// peekKexInit looks at the client's KEXINIT if it comes in time. What it read stays to be read.
 func (w *wire) peekKexInit(tcp *net.TCPConn) error {
 	if err := tcp.SetReadDeadline(time.Now().Add(kexInitWait)); err != nil {
 		return err
