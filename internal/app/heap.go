@@ -16,8 +16,8 @@ const heapFloor = 64 << 20
 // After clients moved data, memory goes back to the system once little was allocated for a while.
 const (
 	trimEvery  = 10 * time.Second
-	quiet      = 8 << 20  // allocated in that time
-	worthATrim = 16 << 20 // allocated since the last one
+	quiet      = 4 << 20 // allocated in that time
+	worthATrim = 4 << 20 // allocated since the last one
 )
 
 // keepHeap does both until ctx ends.

@@ -42,14 +42,13 @@ func TestMemoryGoesBackOnceQuiet(t *testing.T) {
 		allocated uint64
 		want      bool
 	}{
-		{1 << 20, false},               // quiet, and nothing to gain
-		{1 << 30, false},               // data moves
-		{2 << 30, false},               // it still does
-		{2<<30 + 1<<20, true},          // it stopped
-		{2<<30 + 2<<20, false},         // done already
-		{2<<30 + 9<<20, false},         // a little at a time …
-		{2<<30 + 16<<20, false},        //
-		{2<<30 + 1<<20 + 16<<20, true}, // … adds up
+		{1 << 20, false},              // quiet, and nothing to gain
+		{1 << 30, false},              // data moves
+		{2 << 30, false},              // it still does
+		{2<<30 + 1<<20, true},         // it stopped
+		{2<<30 + 2<<20, false},        // done already
+		{2<<30 + 4<<20, false},        // a little at a time …
+		{2<<30 + 1<<20 + 4<<20, true}, // … adds up
 	} {
 		if got := trim.due(step.allocated); got != step.want {
 			t.Errorf("step %d: %v", i, got)
