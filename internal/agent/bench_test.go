@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The way of a command's output and input through the agent and the wire. Both ends are this process: its processor time is
-// both's.
+// The way of a command's output and input through the agent and the wire. Both ends are this process: its processor
+// time is both's.
 
 func BenchmarkDownload(b *testing.B) {
 	s := openAs(b, dial(b), "root")

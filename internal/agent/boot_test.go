@@ -36,7 +36,8 @@ func buildAgent(t testing.TB) string {
 		if built.dir, built.err = os.MkdirTemp("", "berth-agent"); built.err != nil {
 			return
 		}
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(built.dir, "agent"), "berth/cmd/agent")
+		out := filepath.Join(built.dir, "agent")
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "berth/cmd/agent")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("%w: %s", err, out)
@@ -48,8 +49,8 @@ func buildAgent(t testing.TB) string {
 	return filepath.Join(built.dir, "agent")
 }
 
-// machine is a container without an engine: the built agent as the first process of its own user, PID, mount and network
-// namespaces, in a root of its own.
+// machine is a container without an engine: the built agent as the first process of its own user, PID, mount and
+// network namespaces, in a root of its own.
 type machine struct {
 	t    testing.TB
 	root string
@@ -78,7 +79,8 @@ func boot(t testing.TB, bare bool, args ...string) *machine {
 	m.cmd.Stderr = os.Stderr
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: firstID, Size: 65536}}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET |
+			syscall.CLONE_NEWIPC,
 		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 		Credential: &syscall.Credential{Uid: 0, Gid: 0},
 	}
@@ -112,7 +114,8 @@ func (m *machine) populate(bare bool) {
 	files := map[string]string{}
 	if !bare {
 		dirs = append(dirs, "usr", "etc", "root", "home/alice", "run")
-		files["etc/passwd"] = "root:x:0:0:root:/root:/bin/bash\nalice:x:4242:4242::/home/alice:/bin/bash\nnobody:x:65534:65534::/:/bin/sh\n"
+		files["etc/passwd"] = "root:x:0:0:root:/root:/bin/bash\nalice:x:4242:4242::/home/alice:/bin/bash\n" +
+			"nobody:x:65534:65534::/:/bin/sh\n"
 		files["etc/group"] = "root:x:0:\nalice:x:4242:\n"
 		files["etc/motd"] = "what survives a stop: /root\n"
 	}
@@ -158,7 +161,8 @@ func bootMain(args []string) error {
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount(root, root, "", unix.MS_BIND, ""),
 		mount("proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
-		mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+		mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC,
+			"newinstance,ptmxmode=0666,mode=0620,gid=5"),
 		mount("tmpfs", "tmp", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"),
 		os.Symlink("pts/ptmx", filepath.Join(root, "dev/ptmx")),
 	}
@@ -180,7 +184,8 @@ func bootMain(args []string) error {
 	return unix.Exec(argv[0], argv, os.Environ())
 }
 
-// awaitSocket watches the place of the socket; the function that it returns waits until the agent accepts connections there.
+// awaitSocket watches the place of the socket; the function that it returns waits until the agent accepts connections
+// there.
 func (m *machine) awaitSocket() func() error {
 	m.t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -231,5 +236,5 @@ func (m *machine) inside(args ...string) *exec.Cmd {
 }
 
 func (m *machine) enter() []string {
-	return []string{"-t", fmt.Sprint(m.cmd.Process.Pid), "-U", "-m", "-p", "-n", "-i", "-r", "-w", "-S", "0", "-G", "0", "--"}
+	return strings.Fields(fmt.Sprintf("-t %d -U -m -p -n -i -r -w -S 0 -G 0 --", m.cmd.Process.Pid))
 }

@@ -15,10 +15,10 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 )
 
-// BreakGlass serves one SSH connection on standard input and output, for an operator who can run this program as root in the
-// container and has no gateway: `ssh -o ProxyCommand="kubectl exec -i … -- /.berth/agent ssh" alice@box`. Being able to run
-// it is the proof of identity, so nothing more is asked for. The host key is read from keyFile, or made for this
-// connection alone when keyFile is empty.
+// BreakGlass serves one SSH connection on standard input and output, for an operator who can run this program as root
+// in the container and has no gateway: `ssh -o ProxyCommand="kubectl exec -i … -- /.berth/agent ssh" alice@box`. Being
+// able to run it is the proof of identity, so nothing more is asked for. The host key is read from keyFile, or made for
+// this connection alone when keyFile is empty.
 func BreakGlass(o Options, keyFile string) error {
 	key, err := breakGlassKey(keyFile)
 	if err != nil {
@@ -57,7 +57,9 @@ func breakGlassKey(file string) (gossh.Signer, error) {
 	return gossh.NewSignerFromKey(private)
 }
 
-func (s *Server) breakGlassSession(_ *gliderssh.Server, conn *gossh.ServerConn, n gossh.NewChannel, _ gliderssh.Context) {
+func (s *Server) breakGlassSession(
+	_ *gliderssh.Server, conn *gossh.ServerConn, n gossh.NewChannel, _ gliderssh.Context,
+) {
 	user, err := findAccount(s.passwd, s.group, conn.User())
 	if err != nil {
 		_ = n.Reject(gossh.Prohibited, fmt.Sprintf("there is no user %.64q in the container", conn.User()))

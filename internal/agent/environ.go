@@ -50,8 +50,8 @@ func (e environ) has(name string) bool {
 	return slices.ContainsFunc(e, func(s string) bool { return strings.HasPrefix(s, name+"=") })
 }
 
-// loginEnviron is the environment of a login: the image's, then what the client may set, then what sshd would set for the
-// account, which no client changes.
+// loginEnviron is the environment of a login: the image's, then what the client may set, then what sshd would set for
+// the account, which no client changes.
 func loginEnviron(image []string, a account, remote, local, tty, term string, client []string) []string {
 	e := environ(slices.Clone(image))
 	for _, setting := range client {

@@ -21,12 +21,13 @@ const DefaultSocket = "/.berth/run/agent.sock"
 
 // Times of the end.
 const (
-	killAfter = 5 * time.Second // between TERM and KILL
-	lastWords = 2 * time.Second // for clients to learn how their commands ended
+	killAfter   = 5 * time.Second // between TERM and KILL
+	hangUpAgain = 500 * time.Millisecond
+	lastWords   = 2 * time.Second // for clients to learn how their commands ended
 )
 
-// Init is the container's first process: it serves on the socket, runs the image's command if there is one, reaps, and ends
-// all processes in order when told to stop.
+// Init is the container's first process: it serves on the socket, runs the image's command if there is one, reaps, and
+// ends all processes in order when told to stop.
 func Init(o Options, socket string, argv []string) error {
 	o.Init = os.Getpid() == 1
 	s := NewServer(o)
@@ -72,8 +73,8 @@ func Init(o Options, socket string, argv []string) error {
 // rtmin is SIGRTMIN as C libraries count it.
 const rtmin = 34
 
-// settle keeps signals from ending this process, and what its caller left open to itself. Signals are caught, not ignored: a
-// child would go on ignoring them, and be deaf to the hang-up of its client.
+// settle keeps signals from ending this process, and what its caller left open to itself. Signals are caught, not
+// ignored: a child would go on ignoring them, and be deaf to the hang-up of its client.
 func settle() (undo func()) {
 	c := make(chan os.Signal, 1) // nobody reads it
 	signal.Notify(c, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGQUIT)
@@ -159,20 +160,27 @@ func (s *Server) endAll() {
 		return // everything else on this machine is not ours
 	}
 	_ = syscall.Kill(-1, syscall.SIGTERM) // fails when there are none
-	s.procs.hangUpShells()                // they ignore TERM
-	_ = syscall.Kill(-1, syscall.SIGCONT)
-	t := time.NewTimer(killAfter)
-	defer t.Stop()
-	select {
-	case <-none:
-		return
-	case <-t.C:
+	kill := time.NewTimer(killAfter)
+	defer kill.Stop()
+	again := time.NewTicker(hangUpAgain)
+	defer again.Stop()
+	for over := false; !over; {
+		s.procs.hangUpShells() // they ignore TERM
+		_ = syscall.Kill(-1, syscall.SIGCONT)
+		select {
+		case <-none:
+			return
+		case <-again.C: // bash(1) passes over a hang-up that comes with another signal
+		case <-kill.C:
+			over = true
+		}
 	}
 	_ = syscall.Kill(-1, syscall.SIGKILL)
 	<-none
 }
 
-// Connect joins standard input and output to the agent's socket, until the agent ends. The end of the input is passed on.
+// Connect joins standard input and output to the agent's socket, until the agent ends. The end of the input is passed
+// on.
 func Connect(socket string) error {
 	nc, err := net.Dial("unix", socket)
 	if err != nil {

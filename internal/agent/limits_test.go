@@ -62,7 +62,8 @@ func TestOrderOfFrames(t *testing.T) {
 		if binary.BigEndian.Uint32(h[4:]) == 3 {
 			got = append(got, fmt.Sprint(h[0], " ", string(p)))
 			if h[0] == accept {
-				send(request, 3, append([]byte("\x01\x04exec"), ssh.Marshal(struct{ Line string }{"printf out; exit 7"})...))
+				exec := ssh.Marshal(struct{ Line string }{"printf out; exit 7"})
+				send(request, 3, append([]byte("\x01\x04exec"), exec...))
 			}
 		}
 	}
@@ -132,7 +133,8 @@ func TestFloodOfWindowChanges(t *testing.T) {
 	s.exec("echo ready; read x; stty size")
 	s.awaitOutput("ready")
 	for i := range uint32(5000) {
-		if _, err := s.Request(within(t), "window-change", false, ssh.Marshal(struct{ C, R, W, H uint32 }{i + 1, i + 2, 0, 0})); err != nil {
+		size := ssh.Marshal(struct{ C, R, W, H uint32 }{i + 1, i + 2, 0, 0})
+		if _, err := s.Request(within(t), "window-change", false, size); err != nil {
 			t.Fatal(i, err)
 		}
 	}

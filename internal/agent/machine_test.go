@@ -29,14 +29,16 @@ func run(t testing.TB, conn *agentproto.Conn, user, line string) (out, how strin
 	return out + errs, how
 }
 
-// What a program of a session finds is as in any login: nothing of the agent's signals, files or place in the process tree.
+// What a program of a session finds is as in any login: nothing of the agent's signals, files or place in the process
+// tree.
 func TestMachineSessions(t *testing.T) {
 	conn := boot(t, false).dial()
 	for _, c := range []struct{ user, line, out, how string }{
 		{"root", "grep -E 'Sig(Ign|Blk)' /proc/self/status | cut -f2 | sort -u", "0000000000000000\n", "exit 0"},
 		{"root", "ls /proc/self/fd", "0\n1\n2\n3\n", "exit 0"}, // the last one is the directory
-		{"root", "umask; id -u; id -G; echo $IMAGE $HOME; cat /proc/1/comm", "0022\n0\n0\nyes /root\nagent\n", "exit 0"},
-		{"alice", "umask; id -u; id -G; pwd; cat /proc/self/oom_score_adj", "0022\n4242\n4242\n/home/alice\n200\n", "exit 0"},
+		{"root", "umask; id -u; id -G; echo $IMAGE $HOME", "0022\n0\n0\nyes /root\n", "exit 0"},
+		{"alice", "umask; id -u; id -G; pwd", "0022\n4242\n4242\n/home/alice\n", "exit 0"},
+		{"alice", "cat /proc/1/comm /proc/self/oom_score_adj", "agent\n200\n", "exit 0"},
 		{"alice", "kill -TERM $$", "", "TERM"},
 		{"nobody", "exit 7", "", "exit 7"},
 	} {
@@ -54,7 +56,8 @@ func TestMachineReapsAndKeepsStatuses(t *testing.T) {
 		wg.Go(func() {
 			for j := range 5 {
 				want := (i + j) % 10
-				out, how := run(t, conn, "root", fmt.Sprintf("for i in 1 2 3 4 5 6 7 8; do (/bin/true & ) ; done; exit %d", want))
+				line := fmt.Sprintf("for i in 1 2 3 4 5 6 7 8; do (/bin/true & ) ; done; exit %d", want)
+				out, how := run(t, conn, "root", line)
 				if how != fmt.Sprintf("exit %d", want) {
 					t.Errorf("%q %q, want exit %d", out, how, want)
 				}
@@ -80,11 +83,19 @@ func TestMachineEndsInOrder(t *testing.T) {
 		least, most time.Duration
 		how         string
 	}{
-		"all end when they are told":   {"trap 'exit 5' TERM; echo up; while :; do sleep 1000 & wait $!; done", 0, 5 * time.Second, "exit 5"},
-		"one ignores that":             {"trap '' TERM HUP; echo up; while :; do /bin/sleep 1; done", 5 * time.Second, patience, "KILL"},
-		"an interactive shell":         {"", 0, 5 * time.Second, "HUP"},
-		"one that is stopped":          {"trap 'exit 5' TERM; echo up; kill -STOP $$; exit 9", 0, 5 * time.Second, "exit 5"},
-		"an orphan holds on to stdout": {"(trap '' TERM HUP; echo up; exec sleep 1000) & wait", 5 * time.Second, patience, "TERM"},
+		"all end when they are told": {
+			"trap 'exit 5' TERM; echo up; while :; do sleep 1000 & wait $!; done", 0, 5 * time.Second, "exit 5",
+		},
+		"one ignores that": {
+			"trap '' TERM HUP; echo up; while :; do /bin/sleep 1; done", 5 * time.Second, patience, "KILL",
+		},
+		"an interactive shell": {"", 0, 5 * time.Second, "HUP"},
+		"one that is stopped": {
+			"trap 'exit 5' TERM; echo up; kill -STOP $$; exit 9", 0, 5 * time.Second, "exit 5",
+		},
+		"an orphan holds on to stdout": {
+			"(trap '' TERM HUP; echo up; exec sleep 1000) & wait", 5 * time.Second, patience, "TERM",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -117,21 +128,23 @@ func TestMachineEndsInOrder(t *testing.T) {
 }
 
 func TestMachineRunsTheImagesCommand(t *testing.T) {
-	m := boot(t, false, "--", "sh", "-c", "echo hello from $IMAGE in $(pwd); for i in $(seq 100000); do echo filling $i; done; echo the last; exec sleep 1000")
+	m := boot(t, false, "--", "sh", "-c",
+		"for i in $(seq 100000); do echo filling $i; done; echo $IMAGE is the last; exec sleep 1000")
 	conn := m.dial()
 	for deadline := time.Now().Add(patience); ; {
 		text, err := conn.Call(within(t), "logs", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if bytes.HasSuffix(text, []byte("filling 100000\nthe last\n")) {
+		if bytes.HasSuffix(text, []byte("filling 100000\nyes is the last\n")) {
 			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("the output is %q", text[max(0, len(text)-200):])
 		}
 	}
-	find := `until for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = "sleep 1000 " ] && cat $p/oom_score_adj && break; done; do :; done`
+	find := `until for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = "sleep 1000 " ] && ` +
+		`cat $p/oom_score_adj && break; done; do :; done`
 	if out, _ := run(t, conn, "root", find); out != "200\n" {
 		t.Errorf("the command's score is %q", out)
 	}
@@ -195,9 +208,10 @@ func TestMachineAdmitsRootAlone(t *testing.T) {
 	if sys := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o700 || sys.Uid != firstID {
 		t.Errorf("the socket's directory is %v, uid %d", st.Mode(), sys.Uid)
 	}
-	knock := "(printf " + helloBytes + "; head -c 8) </dev/null 2>/dev/null | /.berth/agent connect 2>/dev/null | head -c 1 | wc -c"
+	knock := "printf " + helloBytes + " | /.berth/agent connect 2>/dev/null | head -c 1 | wc -c"
 	for _, user := range []string{"alice", "nobody"} {
-		if out, _ := run(t, conn, user, "/.berth/agent connect </dev/null; echo $?"); !strings.Contains(out, "permission denied") {
+		out, _ := run(t, conn, user, "/.berth/agent connect </dev/null")
+		if !strings.Contains(out, "permission denied") {
 			t.Errorf("%s: %q", user, out)
 		}
 	}
@@ -209,7 +223,8 @@ func TestMachineAdmitsRootAlone(t *testing.T) {
 		t.Fatal(out)
 	}
 	for _, user := range []string{"alice", "nobody"} {
-		for _, line := range []string{knock, "unshare -Ur sh -c " + quote(knock), "unshare -Urpf sh -c " + quote(knock)} {
+		for _, within := range []string{"", "unshare -Ur ", "unshare -Urpf "} {
+			line := within + "sh -c " + quote(knock)
 			if out, _ := run(t, conn, user, line); out != "0\n" {
 				t.Errorf("%s: %s: %q", user, line, out)
 			}
@@ -257,7 +272,8 @@ func TestConnect(t *testing.T) {
 func (m *machine) stockSSH(program string, args ...string) *exec.Cmd {
 	proxy := "nsenter " + strings.Join(m.enter(), " ") + " /.berth/agent ssh"
 	c := exec.Command(program, append([]string{
-		"-F", "none", "-o", "ProxyCommand=" + proxy, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+		"-F", "none", "-o", "ProxyCommand=" + proxy,
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "BatchMode=yes",
 	}, args...)...)
 	c.WaitDelay = patience
@@ -321,7 +337,8 @@ func TestBreakGlassHangsUp(t *testing.T) {
 	if err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.Chown(fifo, firstID, firstID)); err != nil {
 		t.Fatal(err)
 	}
-	c := m.stockSSH("ssh", "root@box", "trap 'echo hung up >/root/fifo; exit' HUP; echo ready; while :; do sleep 1 & wait $!; done")
+	c := m.stockSSH("ssh", "root@box",
+		"trap 'echo hung up >/root/fifo; exit' HUP; echo ready; while :; do sleep 1 & wait $!; done")
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

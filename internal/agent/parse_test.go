@@ -64,10 +64,12 @@ func FuzzAcceptEnv(f *testing.F) {
 		if !(AcceptEnv{pattern}).accepts(name, value) {
 			return
 		}
-		if name == "" || len(name) > maxEnvName || len(value) > maxEnvValue || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+		if name == "" || len(name) > maxEnvName || len(value) > maxEnvValue ||
+			strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
 			t.Errorf("%q takes %q=%q", pattern, name, value)
 		}
-		if e := loginEnviron(nil, account{name: "a"}, "", "", "", "", []string{name + "=" + value}); !slices.Contains(e, "USER=a") {
+		e := loginEnviron(nil, account{name: "a"}, "", "", "", "", []string{name + "=" + value})
+		if !slices.Contains(e, "USER=a") {
 			t.Errorf("%q=%q gives %q", name, value, e)
 		}
 	})
@@ -139,7 +141,8 @@ func TestAccountsInDamagedFiles(t *testing.T) {
 	}
 	write(passwd, "alice:x:4242:4243::/home/alice:\n")
 	for _, files := range [][2]string{{dir, dir}, {"/no/such", "/no/such"}, {"/dev/zero", "/dev/zero"}, {passwd, dir}} {
-		if a, err := findAccount(files[0], files[1], "root"); err != nil || a.uid != 0 || !slices.Equal(a.groups, []uint32{0}) {
+		a, err := findAccount(files[0], files[1], "root")
+		if err != nil || a.uid != 0 || !slices.Equal(a.groups, []uint32{0}) {
 			t.Errorf("with %s: %+v, %v", files, a, err)
 		}
 	}

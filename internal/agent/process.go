@@ -17,8 +17,8 @@ const (
 	expendable     = 200
 )
 
-// processes starts processes and waits for them. As PID 1 it also reaps what others left behind, and is then the only one
-// in its process that waits for children.
+// processes starts processes and waits for them. As PID 1 it also reaps what others left behind, and is then the only
+// one in its process that waits for children.
 type processes struct {
 	reap bool // PID 1
 
@@ -97,8 +97,8 @@ func (p *processes) neverStarted(code int) *process {
 	return proc
 }
 
-// forkExpendable starts a child that the kernel kills before its parent when memory is short. The parent has the child's
-// score for the moment of the fork; it may lower it again to what it had (proc(5), oom_score_adj).
+// forkExpendable starts a child that the kernel kills before its parent when memory is short. The parent has the
+// child's score for the moment of the fork; it may lower it again to what it had (proc(5), oom_score_adj).
 func forkExpendable(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	const file = "/proc/self/oom_score_adj"
 	before, err := os.ReadFile(file)
@@ -154,7 +154,8 @@ func (p *processes) reapAll() {
 	}
 }
 
-// lastOnes makes start refuse, and returns a channel that is closed when no child is left. Only PID 1 knows all children.
+// lastOnes makes start refuse, and returns a channel that is closed when no child is left. Only PID 1 knows all
+// children.
 func (p *processes) lastOnes() <-chan struct{} {
 	p.mu.Lock()
 	none := make(chan struct{})

@@ -27,8 +27,8 @@ func (a account) mayLogIn() bool {
 	return true
 }
 
-// shellLess says whether the account may run programs without the shell that it names, because it names none in particular,
-// or is root. Any other shell may be there to keep its user from just that.
+// shellLess says whether the account may run programs without the shell that it names, because it names none in
+// particular, or is root. Any other shell may be there to keep its user from just that.
 func (a account) shellLess() bool {
 	return a.uid == 0 || a.shellPath() == "/bin/sh"
 }

@@ -1,9 +1,10 @@
-// Package agent is the inside of a container: PID 1, which reaps, runs sessions for clients of the gateway, and tells what
-// the container uses.
+// Package agent is the inside of a container: PID 1, which reaps, runs sessions for clients of the gateway, and tells
+// what the container uses.
 //
-// It serves the wire of internal/agentproto on a unix socket that only root of the container and its host can open, and, as
-// break-glass, SSH on standard input and output. It needs nothing of the image: no shell, no libc, no sshd, no sftp-server.
-// What a session does happens in a child with its user's identity; this process does nothing on a user's behalf.
+// It serves the wire of internal/agentproto on a unix socket that only root of the container and its host can open,
+// and, as break-glass, SSH on standard input and output. It needs nothing of the image: no shell, no libc, no sshd, no
+// sftp-server. What a session does happens in a child with its user's identity; this process does nothing on a user's
+// behalf.
 package agent
 
 import (
@@ -70,7 +71,8 @@ const (
 // NewServer returns a Server. It does no I/O.
 func NewServer(o Options) *Server {
 	s := &Server{
-		environ: o.Environ, accept: o.AcceptEnv, log: o.Log, procs: newProcesses(o.Init), passwd: o.Passwd, group: o.Group,
+		environ: o.Environ, accept: o.AcceptEnv, log: o.Log, procs: newProcesses(o.Init),
+		passwd: o.Passwd, group: o.Group,
 		budget: agentproto.NewBudget(maxInput),
 	}
 	if s.accept == nil {
@@ -214,7 +216,9 @@ func checkPeer(nc net.Conn) error {
 	}
 	var cred *unix.Ucred
 	var cerr error
-	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
 		return err
 	}
 	if cerr != nil {

@@ -54,7 +54,7 @@ type session struct {
 	unwanted chan struct{}  // closed once nobody reads the output any more
 	unread   func()         // closes it
 	files    []*os.File     // this end of what the command has open
-	answered chan struct{}  // closed once the client knows that its command started: nothing of the command goes out before
+	answered chan struct{}  // closed once the client knows that its command started: output comes after that
 	gone     chan struct{}  // closed once the client is gone
 	done     sync.WaitGroup // what copies and reports
 	reported atomic.Bool    // the command ended, and the client was told
@@ -62,7 +62,8 @@ type session struct {
 
 func newSession(s *Server, ch channel, c client) *session {
 	run := &session{
-		s: s, ch: ch, client: c, answered: make(chan struct{}), gone: make(chan struct{}), unwanted: make(chan struct{}),
+		s: s, ch: ch, client: c,
+		answered: make(chan struct{}), gone: make(chan struct{}), unwanted: make(chan struct{}),
 	}
 	run.unread = sync.OnceFunc(func() { close(run.unwanted) })
 	return run
@@ -103,8 +104,8 @@ func (s *session) serve() {
 	_ = s.ch.Close() // the client is gone already, or reads the end
 }
 
-// hangUp tells the processes that their client is gone, as a terminal line does, and lets go of them: one that stays, as
-// under nohup(1), finds nobody at the other end.
+// hangUp tells the processes that their client is gone, as a terminal line does, and lets go of them: one that stays,
+// as under nohup(1), finds nobody at the other end.
 func (s *session) hangUp() {
 	// What a command left behind when it ended is meant to go on, as after sshd: "ssh … 'server &'".
 	if s.run != nil && !s.reported.Load() {
@@ -198,8 +199,8 @@ func (s *session) resize(payload []byte) error {
 
 // signals are the names of RFC 4254, section 6.10.
 var signals = map[string]syscall.Signal{
-	"ABRT": unix.SIGABRT, "ALRM": unix.SIGALRM, "FPE": unix.SIGFPE, "HUP": unix.SIGHUP, "ILL": unix.SIGILL, "INT": unix.SIGINT,
-	"KILL": unix.SIGKILL, "PIPE": unix.SIGPIPE, "QUIT": unix.SIGQUIT, "SEGV": unix.SIGSEGV, "TERM": unix.SIGTERM,
+	"ABRT": unix.SIGABRT, "ALRM": unix.SIGALRM, "FPE": unix.SIGFPE, "HUP": unix.SIGHUP, "ILL": unix.SIGILL,
+	"INT": unix.SIGINT, "KILL": unix.SIGKILL, "PIPE": unix.SIGPIPE, "QUIT": unix.SIGQUIT, "SEGV": unix.SIGSEGV, "TERM": unix.SIGTERM,
 	"USR1": unix.SIGUSR1, "USR2": unix.SIGUSR2,
 }
 
@@ -222,8 +223,8 @@ func (s *session) sendBreak() error {
 	return s.tty.sendBreak()
 }
 
-// endOutput ends the output of a command, whose client reads no more of it: the next write there fails, as on a broken pipe
-// (OpenSSH's PROTOCOL, section 2.1). A terminal has no such end.
+// endOutput ends the output of a command, whose client reads no more of it: the next write there fails, as on a broken
+// pipe (OpenSSH's PROTOCOL, section 2.1). A terminal has no such end.
 func (s *session) endOutput() error {
 	if s.tty != nil || len(s.files) != 3 {
 		return errors.New("there is no output to end")
@@ -315,8 +316,8 @@ func (s *session) launch(c command) error {
 	return s.launchOnPipes(c)
 }
 
-// startIn starts c in the user's home, or in / where that is not possible. It says false when the client was told that the
-// program cannot be started.
+// startIn starts c in the user's home, or in / where that is not possible. It says false when the client was told that
+// the program cannot be started.
 func (s *session) startIn(c command) (bool, error) {
 	c.dir = s.client.home
 	if c.dir == "" {

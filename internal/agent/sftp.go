@@ -14,8 +14,8 @@ type stdio struct {
 	io.WriteCloser
 }
 
-// ServeSFTP serves the SFTP protocol on standard input and output, with the rights and in the directory of this process,
-// which runs as the session's user.
+// ServeSFTP serves the SFTP protocol on standard input and output, with the rights and in the directory of this
+// process, which runs as the session's user.
 func ServeSFTP() error {
 	// Without a working directory of its own: it would join relative targets of symlinks to it.
 	srv, err := sftp.NewServer(stdio{os.Stdin, os.Stdout})

@@ -20,9 +20,9 @@ type sigaction struct {
 	rest    [3]uintptr
 }
 
-// DefaultSignals ends the inheritance of ignored signals: whoever started the engine may have had some (make leaves glibc's
-// 32 and 33 so, a shell's background jobs SIGINT and SIGQUIT), and every program in the container would have them too. The
-// runtime has no word for it, and passes over 32.
+// DefaultSignals ends the inheritance of ignored signals: whoever started the engine may have had some (make leaves
+// glibc's 32 and 33 so, a shell's background jobs SIGINT and SIGQUIT), and every program in the container would have
+// them too. The runtime has no word for it, and passes over 32.
 func DefaultSignals() {
 	for sig := uintptr(1); sig <= lastSignal; sig++ {
 		if killOrStop&(1<<sig) != 0 {

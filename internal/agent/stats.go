@@ -18,7 +18,8 @@ type Stats struct {
 	DiskTotalBytes int64 `json:"disk_total_bytes"`
 }
 
-// readStats reads the control group's files, of version 2 or 1, and the root file system's figures. What cannot be read is 0.
+// readStats reads the control group's files, of version 2 or 1, and the root file system's figures. What cannot be read
+// is 0.
 func readStats() Stats {
 	const root = "/sys/fs/cgroup/"
 	var s Stats

@@ -14,9 +14,9 @@ const (
 	// outputBuffer is how much of a command's output is read and sent at a time: two frames of the wire.
 	outputBuffer = 64 << 10
 
-	// A command that has sent bulk without a break is given a pause when it has little more: head(1) writes 4 kB at a time,
-	// and to wake up and send for each of them costs three times the processor time. Pauses are short against the time in
-	// which the fastest command fills its pipe. An answer to a key never waits.
+	// A command that has sent bulk without a break is given a pause when it has little more: head(1) writes 4 kB at a
+	// time, and to wake up and send for each of them costs three times the processor time. Pauses are short against the
+	// time in which the fastest command fills its pipe. An answer to a key never waits.
 	bulk      = 128 << 10
 	longBreak = 5 * time.Millisecond
 	pause     = 50 * time.Microsecond
@@ -114,8 +114,8 @@ func (t *terminal) outlet(stop <-chan struct{}) (outlet, error) {
 	return o, err
 }
 
-// poller waits for pipes. The runtime's own poller wakes a thread for every write to a pipe, whether anybody waits for it or
-// not; this one is armed by those who wait.
+// poller waits for pipes. The runtime's own poller wakes a thread for every write to a pipe, whether anybody waits for
+// it or not; this one is armed by those who wait.
 type poller struct {
 	once sync.Once
 	file *os.File

@@ -16,8 +16,8 @@ type terminal struct {
 	term          string
 }
 
-// openTerminal opens a pseudo-terminal that belongs to the account, with the client's size and modes (RFC 4254, sections 6.2
-// and 8).
+// openTerminal opens a pseudo-terminal that belongs to the account, with the client's size and modes (RFC 4254,
+// sections 6.2 and 8).
 func openTerminal(a account, term string, size windowSize, modes []byte) (*terminal, error) {
 	settings, err := parseModes(modes)
 	if err != nil {
@@ -44,8 +44,9 @@ func openTerminal(a account, term string, size windowSize, modes []byte) (*termi
 	return t, nil
 }
 
-// newTerminal opens both ends. The master is the runtime poller's, so that a read of it can be ended; the slave blocks, as
-// programs expect of their terminal. It is opened through the master, not by a name that the container could have changed.
+// newTerminal opens both ends. The master is the runtime poller's, so that a read of it can be ended; the slave blocks,
+// as programs expect of their terminal. It is opened through the master, not by a name that the container could have
+// changed.
 func newTerminal(term string) (*terminal, error) {
 	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -170,12 +171,13 @@ func parseModes(b []byte) ([]mode, error) {
 // What the opcodes of RFC 4254, section 8, and RFC 8160 mean here.
 var (
 	modeChars = map[byte]int{
-		1: unix.VINTR, 2: unix.VQUIT, 3: unix.VERASE, 4: unix.VKILL, 5: unix.VEOF, 6: unix.VEOL, 7: unix.VEOL2, 8: unix.VSTART,
-		9: unix.VSTOP, 10: unix.VSUSP, 12: unix.VREPRINT, 13: unix.VWERASE, 14: unix.VLNEXT, 16: unix.VSWTC, 18: unix.VDISCARD,
+		1: unix.VINTR, 2: unix.VQUIT, 3: unix.VERASE, 4: unix.VKILL, 5: unix.VEOF, 6: unix.VEOL, 7: unix.VEOL2,
+		8: unix.VSTART, 9: unix.VSTOP, 10: unix.VSUSP, 12: unix.VREPRINT, 13: unix.VWERASE, 14: unix.VLNEXT,
+		16: unix.VSWTC, 18: unix.VDISCARD,
 	}
 	modeInput = map[byte]uint32{
-		30: unix.IGNPAR, 31: unix.PARMRK, 32: unix.INPCK, 33: unix.ISTRIP, 34: unix.INLCR, 35: unix.IGNCR, 36: unix.ICRNL,
-		37: unix.IUCLC, 38: unix.IXON, 39: unix.IXANY, 40: unix.IXOFF, 41: unix.IMAXBEL, 42: unix.IUTF8,
+		30: unix.IGNPAR, 31: unix.PARMRK, 32: unix.INPCK, 33: unix.ISTRIP, 34: unix.INLCR, 35: unix.IGNCR,
+		36: unix.ICRNL, 37: unix.IUCLC, 38: unix.IXON, 39: unix.IXANY, 40: unix.IXOFF, 41: unix.IMAXBEL, 42: unix.IUTF8,
 	}
 	modeLocal = map[byte]uint32{
 		50: unix.ISIG, 51: unix.ICANON, 52: unix.XCASE, 53: unix.ECHO, 54: unix.ECHOE, 55: unix.ECHOK, 56: unix.ECHONL,

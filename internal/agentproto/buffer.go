@@ -12,9 +12,9 @@ const (
 	maxExtra = 32 << 20
 )
 
-// Budget bounds the bytes that channels of many connections may hold, all together. A channel that is opened beyond it is
-// refused; none that is open is harmed. Half of it is for initial windows, so that those who read fast cannot keep others
-// out. A nil Budget has no bound.
+// Budget bounds the bytes that channels of many connections may hold, all together. A channel that is opened beyond it
+// is refused; none that is open is harmed. Half of it is for initial windows, so that those who read fast cannot keep
+// others out. A nil Budget has no bound.
 type Budget struct {
 	limit int64
 
@@ -58,12 +58,12 @@ func (b *Budget) give(initial, extra int64) {
 	b.extra -= extra
 }
 
-// Memory for payloads. What a payload holds is at most twice its length, unless its reader is waiting for it: then there is
-// one such payload.
+// Memory for payloads. What a payload holds is at most twice its length, unless its reader is waiting for it: then
+// there is one such payload.
 const (
 	smallPayload  = 2 << 10 // up to here, memory of the payload's own size
 	mediumPayload = 8 << 10
-	joined        = 4 << 10 // small payloads share memory up to this size: a flood of tiny frames costs no more than its bytes
+	joined        = 4 << 10 // small payloads share memory up to this size, so that tiny ones cost no more than their bytes
 	readAhead     = 256     // room behind a payload for the header that follows it, so that a frame is one read
 )
 

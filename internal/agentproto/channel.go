@@ -22,11 +22,11 @@ var (
 	errLost     = errors.New("the transport was lost")
 )
 
-// Channel is one SSH channel, the same at both ends. Read, Stderr's Read and Write are for one goroutine each; they and all
-// other methods may run at the same time as each other.
+// Channel is one SSH channel, the same at both ends. Read, Stderr's Read and Write are for one goroutine each; they and
+// all other methods may run at the same time as each other.
 //
-// Whoever runs a command sends its output, then the request exit-status or exit-signal, then CloseWrite, then Close. So a
-// reader that reads data and stderr to io.EOF finds the request in Requests. Everybody calls Close in the end.
+// Whoever runs a command sends its output, then the request exit-status or exit-signal, then CloseWrite, then Close. So
+// a reader that reads data and stderr to io.EOF finds the request in Requests. Everybody calls Close in the end.
 type Channel struct {
 	conn       *Conn
 	id         uint32
@@ -92,8 +92,8 @@ func (c *Channel) isOpen() bool {
 	return c.open && !c.ended
 }
 
-// Request is a request on a channel or an attachment (RFC 4254, sections 4 and 5.4). One that wants a reply must be answered
-// once, in the order of arrival.
+// Request is a request on a channel or an attachment (RFC 4254, sections 4 and 5.4). One that wants a reply must be
+// answered once, in the order of arrival.
 type Request struct {
 	Name      string
 	WantReply bool
@@ -107,7 +107,8 @@ func (r *Request) Reply(ok bool, payload []byte) error {
 	if !r.WantReply {
 		return nil
 	}
-	return r.c.send(context.Background(), frameReply, append(appendBool(make([]byte, 0, 1+len(payload)), ok), payload...), nil)
+	b := append(appendBool(make([]byte, 0, 1+len(payload)), ok), payload...)
+	return r.c.send(context.Background(), frameReply, b, nil)
 }
 
 // Read reads data. io.EOF comes after the peer's CloseWrite or Close; another error when the channel was lost.
@@ -178,8 +179,8 @@ func (c *Channel) await(q *queue) error {
 	return io.EOF
 }
 
-// unlockConsumed counts n bytes as read, unlocks c.mu, and gives credit for them: half a window at a time, and more to a
-// peer that was held up by it.
+// unlockConsumed counts n bytes as read, unlocks c.mu, and gives credit for them: half a window at a time, and more to
+// a peer that was held up by it.
 func (c *Channel) unlockConsumed(n int64) {
 	c.consumed += n
 	if c.ended || c.eof || c.consumed < c.window/2 {
@@ -366,7 +367,8 @@ func (c *Channel) mustPace() bool {
 // Requests returns the peer's requests. It is closed when the channel ends, after the last of them.
 func (c *Channel) Requests() <-chan *Request { return c.requests }
 
-// Done is closed when either end has closed the channel, or it was lost. What has arrived can still be read until Close.
+// Done is closed when either end has closed the channel, or it was lost. What has arrived can still be read until
+// Close.
 func (c *Channel) Done() <-chan struct{} { return c.done }
 
 // Close ends the channel; what was received and not read is dropped. It does not wait for the peer. A second Close does
@@ -427,5 +429,5 @@ func (c *Channel) sendClose() {
 	}
 }
 
-// What follows is for the goroutine that receives. It never waits for whoever reads the channel. Once the channel is over at
-// this end, what the peer still sends is dropped.
+// What follows is for the goroutine that receives. It never waits for whoever reads the channel. Once the channel is
+// over at this end, what the peer still sends is dropped.

@@ -39,8 +39,8 @@ type Config struct {
 	Hello  Hello // the versions may be left out
 	Limits Limits
 	Budget *Budget
-	// OnCall answers the peer's calls; nil answers none. It may be called concurrently, with a context that ends with the
-	// connection.
+	// OnCall answers the peer's calls; nil answers none. It may be called concurrently, with a context that ends with
+	// the connection.
 	OnCall func(ctx context.Context, name string, payload []byte) ([]byte, error)
 }
 
@@ -164,8 +164,8 @@ func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
 // Err returns why the connection ended, or nil while it lives.
 func (c *Conn) Err() error { return context.Cause(c.ctx) }
 
-// Close ends the connection, with all attachments and channels, and waits for what served them. What was sent before goes out
-// first, if the peer takes it soon.
+// Close ends the connection, with all attachments and channels, and waits for what served them. What was sent before
+// goes out first, if the peer takes it soon.
 func (c *Conn) Close() error {
 	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords)) // a write that is under way ends by then too
 	c.out.token <- struct{}{}
@@ -211,8 +211,8 @@ func (c *Conn) queue(t frameType, stream uint32, payload []byte) {
 	}
 }
 
-// watch looks after the connection from time to time: a peer that says nothing is asked whether it is there, and one that
-// does not answer or takes nothing for long is given up.
+// watch looks after the connection from time to time: a peer that says nothing is asked whether it is there, and one
+// that does not answer or takes nothing for long is given up.
 func (c *Conn) watch(frames, writes uint64, silent time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

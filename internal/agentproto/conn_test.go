@@ -270,7 +270,9 @@ func TestAnAttachmentEndsItsChannels(t *testing.T) {
 	fromAgent, gw := open(t, a, g)
 	survivor, survivorPeer := open(t, other, otherPeer)
 	g.Close()
-	for name, done := range map[string]<-chan struct{}{"attachment": a.Done(), "channel": theirs.Done(), "agent's channel": fromAgent.Done(), "its end": gw.Done()} {
+	for name, done := range map[string]<-chan struct{}{
+		"attachment": a.Done(), "channel": theirs.Done(), "agent's channel": fromAgent.Done(), "its end": gw.Done(),
+	} {
 		select {
 		case <-done:
 		case <-time.After(patience):

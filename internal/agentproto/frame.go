@@ -1,13 +1,14 @@
-// Package agentproto is the wire between a gateway and the agent of one container: what travels, in which order, and within
-// which bounds. Both ends use the same code.
+// Package agentproto is the wire between a gateway and the agent of one container: what travels, in which order, and
+// within which bounds. Both ends use the same code.
 //
-// One transport (any net.Conn) carries frames. The first one each way is hello. An attachment, one client's presence, is a
-// stream of frames; every SSH channel of that client is a stream too, which names the attachment when it opens. Calls
-// belong to the connection and to no stream.
+// One transport (any net.Conn) carries frames. The first one each way is hello. An attachment, one client's presence,
+// is a stream of frames; every SSH channel of that client is a stream too, which names the attachment when it opens.
+// Calls belong to the connection and to no stream.
 //
 // Data and stderr travel within credit that the receiver gives, and a receiver always reads: so a request, a reply or a
 // close is never stuck behind output that nobody takes, and a peer that exceeds its credit loses that channel alone.
-// Payloads of opens and requests are those of RFC 4254, untouched. Nothing is encrypted: the transport is private already.
+// Payloads of opens and requests are those of RFC 4254, untouched. Nothing is encrypted: the transport is private
+// already.
 //
 // The package trusts its peer with nothing, and knows neither SSH connections nor processes.
 package agentproto
@@ -20,13 +21,13 @@ import (
 
 type frameType byte
 
-// The frames. A stream's number is that of the frame that opened it: odd ones are the gateway's, even ones the agent's, both
-// grow, none is used again. It is free once both ends have sent close, or the opening was refused. Adding a frame needs a
-// new version or a feature: a receiver ends the connection on one that it does not know.
+// The frames. A stream's number is that of the frame that opened it: odd ones are the gateway's, even ones the agent's,
+// both grow, none is used again. It is free once both ends have sent close, or the opening was refused. Adding a frame
+// needs a new version or a feature: a receiver ends the connection on one that it does not know.
 const (
 	frameHello   frameType = 1  // JSON of Hello; first, both ways; stream 0
 	frameAttach  frameType = 2  // JSON of Attach; opens an attachment's stream
-	frameOpen    frameType = 3  // credit (4 bytes), attachment's stream (4 bytes), kind (1 byte length), payload; opens a channel's
+	frameOpen    frameType = 3  // credit, attachment's stream (4 bytes each), kind (1 byte length), payload; opens a channel's
 	frameAccept  frameType = 4  // answers attach and open; credit (4 bytes)
 	frameReject  frameType = 5  // answers attach and open; reason (4 bytes), message
 	frameData    frameType = 6  // within credit
@@ -47,8 +48,8 @@ const (
 
 	// MaxPayload is the longest payload of a frame, and so of an open.
 	MaxPayload = 32 << 10
-	// MaxRequest is the longest payload of a request to an agent: a command line may be as long as OpenSSH's longest packet. To
-	// a gateway, which trusts no agent, it is MaxPayload.
+	// MaxRequest is the longest payload of a request to an agent: a command line may be as long as OpenSSH's longest
+	// packet. To a gateway, which trusts no agent, it is MaxPayload.
 	MaxRequest = 256 << 10
 	// MaxAnswer is the longest answer to a call.
 	MaxAnswer  = MaxPayload - 5

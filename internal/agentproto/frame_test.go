@@ -12,7 +12,7 @@ import (
 func FuzzFrames(f *testing.F) {
 	f.Add(appendFrame(appendFrame(nil, frameData, 1, []byte("hello")), frameClose, 1, nil))
 	f.Add([]byte{6, 0xff, 0xff, 0xff, 0, 0, 0, 1})
-	f.Add(append(appendFrame(nil, frameData, 3, make([]byte, 20000)), appendFrame(nil, frameStderr, 3, make([]byte, 3000))...))
+	f.Add(appendFrame(appendFrame(nil, frameData, 3, make([]byte, 20000)), frameStderr, 3, make([]byte, 3000)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		frames, err := readAll(bytes.NewReader(b))
 		again, err2 := readAll(iotest.OneByteReader(bytes.NewReader(b)))
@@ -120,7 +120,8 @@ func FuzzAttach(f *testing.F) {
 func FuzzReject(f *testing.F) {
 	f.Add((&OpenError{Reason: 2, Message: "no"}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if e, err := decodeReject(b); err == nil && (e.Reason == 0 || e.Reason > maxReason || len(e.Message) > maxMessage) {
+		e, err := decodeReject(b)
+		if err == nil && (e.Reason == 0 || e.Reason > maxReason || len(e.Message) > maxMessage) {
 			t.Errorf("%x reads as %+v", b, e)
 		}
 	})
@@ -161,7 +162,9 @@ func TestLongRequestsGoToAgentsAlone(t *testing.T) {
 
 // A flood of tiny frames costs about as much memory as its bytes, and so do frames of any size.
 func TestQueueHoldsLittleMoreThanItsBytes(t *testing.T) {
-	for _, size := range []int{1, 10, 1000, smallPayload, smallPayload + 1, mediumPayload/2 + 1, mediumPayload + 1, MaxPayload/2 + 1, MaxPayload} {
+	for _, size := range []int{
+		1, 10, 1000, smallPayload, smallPayload + 1, mediumPayload/2 + 1, mediumPayload + 1, MaxPayload/2 + 1, MaxPayload,
+	} {
 		const total = 1 << 20
 		var q queue
 		for range total / size {

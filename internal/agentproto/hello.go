@@ -6,7 +6,8 @@ import (
 	"slices"
 )
 
-// The versions of the protocol that this code speaks. A gateway serves every released agent: containers outlive upgrades.
+// The versions of the protocol that this code speaks. A gateway serves every released agent: containers outlive
+// upgrades.
 const (
 	minVersion = 1
 	maxVersion = 1
@@ -54,7 +55,8 @@ func decodeHello(b []byte) (h Hello, err error) {
 func agree(a, b Hello) (uint32, error) {
 	v := min(a.Max, b.Max)
 	if v < a.Min || v < b.Min {
-		return 0, fmt.Errorf("no common version: one end speaks %d to %d, the other %d to %d", a.Min, a.Max, b.Min, b.Max)
+		return 0, fmt.Errorf(
+			"no common version: one end speaks %d to %d, the other %d to %d", a.Min, a.Max, b.Min, b.Max)
 	}
 	return v, nil
 }

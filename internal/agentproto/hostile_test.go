@@ -153,6 +153,7 @@ func TestAPeerThatBreaksTheProtocolLosesTheChannel(t *testing.T) {
 		}
 		return b
 	}
+	long := append(request("x"), make([]byte, MaxPayload-3)...)
 	type frame struct {
 		kind    frameType
 		payload []byte
@@ -166,7 +167,7 @@ func TestAPeerThatBreaksTheProtocolLosesTheChannel(t *testing.T) {
 		"more stderr than credit":      {2, []frame{{frameStderr, make([]byte, MaxPayload)}}},
 		"data after EOF":               {1, []frame{{frameEOF, nil}, {frameData, []byte("x")}}},
 		"a flood of requests":          {maxRequests + 1, []frame{{frameRequest, request("window-change")}}},
-		"a flood of long requests":     {3, []frame{{frameRequest, append(request("x"), make([]byte, MaxPayload-3)...)}}},
+		"a flood of long requests":     {3, []frame{{frameRequest, long}}},
 		"a reply to nothing":           {1, []frame{{frameReply, []byte{1}}}},
 		"credit without end":           {2, []frame{{frameWindow, most}}},
 		"credit that is no number":     {1, []frame{{frameWindow, []byte{1, 2, 3}}}},
@@ -208,10 +209,11 @@ func TestAPeerThatBreaksTheProtocolLosesTheChannel(t *testing.T) {
 }
 
 func TestAPeerThatBreaksTheProtocolLosesTheConnection(t *testing.T) {
+	anOpen := append(make([]byte, 8), 1, 'x')
 	for name, b := range map[string][]byte{
 		"a frame that is too long":     {byte(frameData), 0xff, 0xff, 0xff, 0, 0, 0, 1},
 		"an attach from an agent":      appendFrame(nil, frameAttach, 2, []byte("{}")),
-		"a stream of the gateway's":    appendFrame(nil, frameOpen, 99, append(make([]byte, 8), 1, 'x')),
+		"a stream of the gateway's":    appendFrame(nil, frameOpen, 99, anOpen),
 		"a stream that there is none":  appendFrame(nil, frameData, 77, []byte("x")),
 		"a close of a future stream":   appendFrame(nil, frameClose, 77, nil),
 		"an open that is cut short":    appendFrame(nil, frameOpen, 2, make([]byte, 8)),
@@ -219,7 +221,7 @@ func TestAPeerThatBreaksTheProtocolLosesTheConnection(t *testing.T) {
 		"a refusal of what is open":    appendFrame(nil, frameReject, 1, make([]byte, 4)),
 		"a call without a name":        appendFrame(nil, frameCall, 0, make([]byte, 5)),
 		"a window without a stream":    appendFrame(nil, frameWindow, 0, make([]byte, 4)),
-		"a stream number used again":   bytes.Repeat(appendFrame(nil, frameOpen, 2, append(make([]byte, 8), 1, 'x')), 2),
+		"a stream number used again":   bytes.Repeat(appendFrame(nil, frameOpen, 2, anOpen), 2),
 		"an unknown frame outside all": appendFrame(nil, 99, 0, nil),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -424,7 +426,8 @@ func TestRequestsArePaced(t *testing.T) {
 		got <- i
 	}()
 	for i := range n {
-		if ok, _, err := at.Request(ctx, "window-change", false, binary.BigEndian.AppendUint32(nil, uint32(i))); !ok || err != nil {
+		ok, _, err := at.Request(ctx, "window-change", false, binary.BigEndian.AppendUint32(nil, uint32(i)))
+		if !ok || err != nil {
 			t.Fatal(i, err)
 		}
 	}
@@ -443,7 +446,8 @@ func TestBudgetRefusesOpensAndHarmsNobody(t *testing.T) {
 		list = append(list, p.opened(a))
 	}
 	var refusal *OpenError
-	if _, err := a.Open(p.context(), "session", nil); !errors.As(err, &refusal) || refusal.Reason != ReasonShortOfSupply {
+	_, err := a.Open(p.context(), "session", nil)
+	if !errors.As(err, &refusal) || refusal.Reason != ReasonShortOfSupply {
 		t.Errorf("error is %v", err)
 	}
 	for _, ch := range list {

@@ -10,14 +10,15 @@ import (
 )
 
 const (
-	// Bounds on frames that wait to be written, without data: those of users of this package wait for room below the first
-	// one; what answers the peer never waits, and a peer that has answers grow to the second one is not served any more.
+	// Bounds on frames that wait to be written, without data: those of users of this package wait for room below the
+	// first one; what answers the peer never waits, and a peer that has answers grow to the second one is not served
+	// any more.
 	softPending = 64 << 10
 	hardPending = 512 << 10
 	keptPending = 4 << 10 // memory that is kept for later
 
 	maxBatch    = 2           // frames of data in one write: an echo waits for no more than that
-	joinedWrite = 4 << 10     // data up to here is copied behind its header; more goes out from where it is, if possible
+	joinedWrite = 4 << 10     // data up to here is copied behind its header; more goes out from where it is
 	lastWords   = time.Second // for what waits when this end closes the connection
 )
 
@@ -26,9 +27,9 @@ var (
 	errStuck = errors.New("the peer takes nothing")
 )
 
-// sender writes frames. Data is written by who sends it, with the token. All other frames are appended to pending, which
-// never waits for the peer, and go out before the next data, or by flush. So frames go out in the order in which they were
-// handed over.
+// sender writes frames. Data is written by who sends it, with the token. All other frames are appended to pending,
+// which never waits for the peer, and go out before the next data, or by flush. So frames go out in the order in which
+// they were handed over.
 type sender struct {
 	nc     net.Conn
 	vector bool          // nc takes several pieces in one system call
