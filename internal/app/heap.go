@@ -11,7 +11,7 @@ import (
 // heapFloor is how much is allocated, at the least, from one garbage collection to the next. x/crypto allocates each packet
 // that it reads. With a live heap of some 10 MB, the collector then ran a hundred times in a GB of upload, and took a third
 // of the gateway's CPU time (measured).
-const heapFloor = 64 << 20
+const heapFloor = 32 << 20
 
 // After clients moved data, memory goes back to the system once little was allocated for a while.
 const (
