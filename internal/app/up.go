@@ -119,7 +119,7 @@ Berth is ready after %[1]s. In another terminal:
   make a container:  curl -sS %[2]s/compute/containers -H "Authorization: Bearer $(cat %[3]s)" \
                        -H 'Content-Type: application/json' -d '{"name": "dev-box", "ssh_key_ids": [%[4]d], "ssh_enabled": true}'
   list yours:        ssh -F %[5]s %[6]s ls
-  be in it:          ssh -F %[5]s root@<id>.%[6]s
+  be in it:          ssh -F %[5]s root@ID.%[6]s
 
 Ctrl-C stops Berth; containers go on running. `+"`%[7]s`"+` stops them too.
 `, took.Round(100*time.Millisecond), r.APIURL, filepath.Join(dir, "token"), key, filepath.Join(dir, "ssh_config"), b.cfg.Zone, downCommand(dir))

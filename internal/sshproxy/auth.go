@@ -247,7 +247,7 @@ func reason(err error) string {
 	if compute.AsError(err) != nil {
 		return compute.UserMessage(err)
 	}
-	for _, known := range []error{errShutdown, errRevoked} {
+	for _, known := range []error{errShutdown, errRevoked, errStranger} {
 		if errors.Is(err, known) {
 			return "Closed: " + known.Error() + "."
 		}

@@ -136,7 +136,7 @@ func (g *Gateway) mayStay(q question) answer {
 	if q.container == "" {
 		accounts, err := g.o.Directory.Accounts(ctx, q.key)
 		if err == nil && len(accounts) == 0 {
-			return answer{why: errRevoked}
+			return answer{why: errStranger}
 		}
 		return answer{err: err}
 	}

@@ -88,7 +88,7 @@ func TestRevokedKeyClosesLobby(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	e.check(t, "this key does not open")
+	e.check(t, "under no account")
 	within(t, 2*time.Second, "the connection closes", func() { _ = c.Wait() })
 	if _, _, err := other.SendRequest("keepalive@openssh.com", true, nil); err != nil {
 		t.Errorf("somebody else's connection: %v", err)
@@ -107,7 +107,7 @@ func TestDisabledUserIsPutOut(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	e.check(t, "this key does not open")
+	e.check(t, "under no account")
 	within(t, 2*time.Second, "the idle connection closes", func() { _ = idle.Wait() })
 }
 
@@ -133,7 +133,7 @@ func TestLostSubscription(t *testing.T) {
 		}
 		close(first)
 	})
-	e.check(t, "this key does not open")
+	e.check(t, "under no account")
 }
 
 func TestShutdownTellsSessions(t *testing.T) {

@@ -62,9 +62,9 @@ func TestRevocation(t *testing.T) {
 		revoke func(h *harbour) error
 		want   string
 	}{
-		"key":  {func(h *harbour) error { return h.DeleteKey(h.t.Context(), h.alice, h.keyID) }, "this key does not open"},
+		"key":  {func(h *harbour) error { return h.DeleteKey(h.t.Context(), h.alice, h.keyID) }, "opens it no more"},
 		"SSH":  {func(h *harbour) error { _, err := h.SetSSH(h.t.Context(), h.alice, "aaaaaaaa", false); return err }, "SSH is off for container aaaaaaaa"},
-		"user": {func(h *harbour) error { _, err := h.SetUserDisabled(h.t.Context(), h.alice, true); return err }, "this key does not open"},
+		"user": {func(h *harbour) error { _, err := h.SetUserDisabled(h.t.Context(), h.alice, true); return err }, "opens it no more"},
 		"stop": {
 			func(h *harbour) error {
 				_, err := h.SetDesired(h.t.Context(), h.alice, "aaaaaaaa", compute.DesiredStopped)
@@ -75,7 +75,7 @@ func TestRevocation(t *testing.T) {
 			func(h *harbour) error {
 				_, err := h.SetDesired(h.t.Context(), h.alice, "aaaaaaaa", compute.DesiredDeleted)
 				return err
-			}, "this key does not open",
+			}, "opens it no more",
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -126,7 +126,7 @@ func TestChannelsAreAuthorizedAnew(t *testing.T) {
 	var stderr bytes.Buffer
 	s.Stderr = &stderr
 	var exit *gossh.ExitError
-	if err := s.Run("true"); !errors.As(err, &exit) || exit.ExitStatus() != 255 || !strings.Contains(stderr.String(), "does not open") {
+	if err := s.Run("true"); !errors.As(err, &exit) || exit.ExitStatus() != 255 || !strings.Contains(stderr.String(), "opens it no more") {
 		t.Errorf("%v, %q", err, &stderr)
 	}
 }

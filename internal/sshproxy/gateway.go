@@ -107,7 +107,8 @@ const version = "OpenSSH_compatible Berth"
 // Causes of the end of a connection that a user may read.
 var (
 	errShutdown = errors.New("the gateway is shutting down; connect again")
-	errRevoked  = errors.New("this key does not open the container any more")
+	errRevoked  = errors.New("the container was deleted, or this key opens it no more")
+	errStranger = errors.New("this key stands under no account any more")
 )
 
 // Gateway serves SSH on the apex. Make one with New; Serve it on listeners; Shutdown ends it.
