@@ -86,6 +86,9 @@ func run(ctx context.Context, o options, out io.Writer) (_ *report, err error) {
 		}
 		step("measuring %s", s.name)
 		rows, err := s.run(r, ctx)
+		if ctx.Err() != nil {
+			return rep, errors.New("interrupted")
+		}
 		if err != nil {
 			return rep, fmt.Errorf("%s: %w", s.name, err)
 		}
