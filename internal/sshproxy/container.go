@@ -268,10 +268,10 @@ func (s *sessionChannel) forwardRequests(agent session.Channel, started func()) 
 				started()
 			}
 		case "auth-agent-req@openssh.com":
-			s.c.note("agent forwarding (-A) is not offered yet")
+			s.tell("agent forwarding (-A) is not offered yet")
 			_ = r.Reply(false, nil)
 		case "x11-req":
-			s.c.note("X11 forwarding (-X) is not offered yet")
+			s.tell("X11 forwarding (-X) is not offered yet")
 			_ = r.Reply(false, nil)
 		default:
 			_ = r.Reply(false, nil)

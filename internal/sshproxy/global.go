@@ -48,6 +48,18 @@ func (c *conn) note(text string) {
 	c.pending = append(c.pending, text)
 }
 
+// tell shows a line on this session, once on its connection, before the client's next request is looked at: a short command
+// would be over before it otherwise.
+func (s *sessionChannel) tell(text string) {
+	s.c.mu.Lock()
+	told := s.c.notes[text] || s.c.closed
+	s.c.notes[text] = true
+	s.c.mu.Unlock()
+	if !told {
+		s.say(text)
+	}
+}
+
 // printable keeps what a stranger sent from acting on a terminal, and short.
 func printable(s string) string {
 	const most = 512
