@@ -73,13 +73,15 @@ func (c *Conn) attached(stream uint32, payload []byte) error {
 	return nil
 }
 
-// endAttachment closes the channels of an attachment whose stream is over.
-func (c *Conn) endAttachment(ch *Channel) {
+// endChildren ends the channels of an attachment that the peer ended, if ch is one's stream. What they have received can
+// still be read.
+func (c *Conn) endChildren(ch *Channel) {
 	if ch.attachment == nil {
 		return
 	}
 	for _, child := range c.children(ch.attachment) {
-		_ = child.Close()
+		child.lose(ErrClosed)
+		child.sendClose()
 	}
 }
 
@@ -92,7 +94,9 @@ func (a *Attachment) Done() <-chan struct{} { return a.c.Done() }
 // Close ends the attachment and all that was opened in it: a hang-up.
 func (a *Attachment) Close() error {
 	err := a.c.Close()
-	a.c.conn.endAttachment(a.c)
+	for _, child := range a.c.conn.children(a) {
+		_ = child.Close()
+	}
 	return err
 }
 

@@ -167,10 +167,11 @@ func (c *Conn) Err() error { return context.Cause(c.ctx) }
 // Close ends the connection, with all attachments and channels, and waits for what served them. What was sent before
 // goes out first, if the peer takes it soon.
 func (c *Conn) Close() error {
-	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords)) // a write that is under way ends by then too
-	c.out.token <- struct{}{}
-	_ = c.out.flush() // the peer may be gone
-	<-c.out.token
+	if c.nc.SetWriteDeadline(time.Now().Add(lastWords)) == nil { // a write that is under way ends by then too
+		c.out.token <- struct{}{}
+		_ = c.out.flush() // the peer may be gone
+		<-c.out.token
+	}
 	c.fail(ErrClosed)
 	c.owned.Wait()
 	return nil

@@ -383,6 +383,23 @@ func TestAPeerThatTakesNothing(t *testing.T) {
 	}
 }
 
+// What came before the peer ended an attachment is still read, and does not look like the end of the output.
+func TestThePeerEndsAnAttachment(t *testing.T) {
+	c, p := against(t, Config{})
+	a := p.attached(c)
+	ch := p.opened(a)
+	p.send(frameData, ch.id, []byte("the last words"))
+	p.send(frameClose, a.c.id, nil)
+	closedSoon(t, a.Done(), "attachment")
+	closedSoon(t, ch.Done(), "channel")
+	if b, err := io.ReadAll(ch); string(b) != "the last words" || !errors.Is(err, ErrClosed) {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := a.Open(p.context(), "session", nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("opening gives %v", err)
+	}
+}
+
 // Requests without answers are not lost to a receiver that is slower than their sender.
 func TestRequestsArePaced(t *testing.T) {
 	a, b := sockets(t)

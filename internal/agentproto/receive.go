@@ -82,7 +82,7 @@ func (c *Conn) handle(h header, ch *Channel, payload []byte) error {
 		ch.lose(nil)
 		ch.sendClose()
 		c.remove(ch)
-		c.endAttachment(ch)
+		c.endChildren(ch)
 		return nil
 	}
 	return c.blame(ch, ch.receive(h.kind, payload))
@@ -95,7 +95,7 @@ func (c *Conn) blame(ch *Channel, err error) error {
 	}
 	ch.lose(err)
 	ch.sendClose()
-	c.endAttachment(ch)
+	c.endChildren(ch)
 	if c.broken++; c.broken > maxBroken {
 		return fmt.Errorf("%w again and again: %w", errProtocol, err)
 	}
