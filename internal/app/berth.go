@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"berth/internal/auth"
 	"berth/internal/compute"
@@ -105,7 +106,10 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.onClose(b.lock.release)
-	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{OnCommit: b.committed, Log: log})
+	if err := touch(b.files.path(commitsFile)); err != nil {
+		return nil, err
+	}
+	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{OnCommit: b.tellAll, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -128,6 +132,27 @@ func (b *berth) committed() {
 	if bus := b.bus.Load(); bus != nil {
 		bus.Hint()
 	}
+}
+
+// commitsFile is touched after each commit, for gateways in processes of their own. They cannot watch the database itself: the
+// last write to its files comes before what was written can be read.
+const commitsFile = "commits"
+
+// tellAll tells of a commit in this process and to others.
+func (b *berth) tellAll() {
+	b.committed()
+	if err := touch(b.files.path(commitsFile)); err != nil {
+		b.log.Error("tell gateways of a change", "err", err)
+	}
+}
+
+func touch(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	return errors.Join(os.Chtimes(path, now, now), f.Close())
 }
 
 // OpenOperator returns the operator's use cases of the data directory: through the berth that runs there, or on the database

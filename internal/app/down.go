@@ -72,7 +72,7 @@ func removeData(dir string) error {
 	if public, err := os.ReadFile(filepath.Join(dir, "id_ed25519.pub")); err == nil && bytes.Contains(public, []byte(demoComment)) {
 		names = append(names, "id_ed25519", "id_ed25519.pub") // not a key of the person's own
 	}
-	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
+	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", commitsFile, gatewayLockFile, dataLockFile)
 	var errs []error
 	for _, n := range names {
 		errs = append(errs, removeQuietly(filepath.Join(dir, n)))

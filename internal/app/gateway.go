@@ -53,7 +53,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := b.openEvents(ctx, reader); err != nil {
 		return err
 	}
-	if err := b.watchDatabase(database); err != nil {
+	if err := b.watchCommits(); err != nil {
 		return err
 	}
 	dialer, err := containerd.NewDialer(c.DataDir)
@@ -78,28 +78,27 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	})
 }
 
-// watchDatabase hints at new events whenever another process writes to the database.
-func (b *berth) watchDatabase(path string) error {
+// watchCommits hints at new events whenever another process has written to the database.
+func (b *berth) watchCommits() error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return fmt.Errorf("watch the database: %w", err)
+		return fmt.Errorf("watch for changes: %w", err)
 	}
 	b.onClose(w.Close)
-	if err := w.Add(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("watch the database: %w", err)
+	if err := w.Add(b.cfg.DataDir); err != nil {
+		return fmt.Errorf("watch for changes: %w", err)
 	}
-	wal := filepath.Base(path) + "-wal" // where commits go (https://sqlite.org/wal.html)
 	b.inner = append(b.inner, func(ctx context.Context) error {
 		for {
 			select {
 			case <-ctx.Done():
 				return nil
 			case e := <-w.Events:
-				if filepath.Base(e.Name) == wal {
+				if filepath.Base(e.Name) == commitsFile {
 					b.committed()
 				}
 			case err := <-w.Errors:
-				b.log.Warn("watch the database", "err", err)
+				b.log.Warn("watch for changes", "err", err)
 				b.committed()
 			}
 		}
