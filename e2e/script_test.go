@@ -137,16 +137,13 @@ func command(f func(s *script, ts *testscript.TestScript, neg bool, args []strin
 
 var errUsage = errors.New("wrong usage: see the command's comment")
 
-// instance [-again] [NAME=VALUE…] [FLAG…] gives the script an instance of its own, with such variables and flags of berth up.
-// It is not started. Again, the same instance has other ones from now on.
+// instance [NAME=VALUE…] [FLAG…] gives the script an instance of its own, with such variables and flags of berth up. It is
+// not started.
 func cmdInstance(s *script, ts *testscript.TestScript, neg bool, args []string) (err error) {
-	again := len(args) > 0 && args[0] == "-again"
-	if neg || again != (s.own != nil) {
+	if neg || s.own != nil {
 		return errUsage
 	}
-	if again {
-		s.own.flags, s.own.env, args = nil, nil, args[1:]
-	} else if s.own, err = newInstance(); err != nil {
+	if s.own, err = newInstance(); err != nil {
 		return err
 	}
 	for _, a := range args {

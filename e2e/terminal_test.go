@@ -130,7 +130,7 @@ func personOn(t *testing.T, i *instance, name string) *account {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(tail(i.log))
+			t.Log(i.tail())
 		}
 		if i == shared.i {
 			if err := a.deleteAll(); err != nil {
