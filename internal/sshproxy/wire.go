@@ -130,7 +130,7 @@ const (
 
 var largeReads = sync.Pool{New: func() any { return new([largeRead]byte) }}
 
-// Read reads what was read ahead, then from the connection. An idle connection holds no buffer for it.
+// Read reads what was read ahead, then from the connection. It holds no buffer once the client has slowed down.
 func (w *wire) Read(p []byte) (int, error) {
 	if len(w.ahead) == 0 {
 		if w.large == nil {
