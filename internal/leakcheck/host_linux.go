@@ -99,6 +99,12 @@ func loops(s *Snapshot) error {
 
 func links(s *Snapshot) error {
 	list, err := netlink.LinkList()
+	for range 100 { // links that come and go meanwhile interrupt the kernel's list
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+		list, err = netlink.LinkList()
+	}
 	if err != nil {
 		return fmt.Errorf("list network links: %w", err)
 	}
