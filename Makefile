@@ -14,7 +14,8 @@ endif
 
 version := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
 sources := $(shell find cmd internal api web -type f ! -name '*_test.go' ! -path '*/node_modules/*' 2>/dev/null)
-programs := bin/berth bin/berth-api bin/berth-gateway bin/berth-agent-linux-amd64 bin/berth-agent-linux-arm64
+programs := bin/berth bin/berth-api bin/berth-gateway
+agent := bin/berth-agent-linux
 
 .PHONY: help
 help: ## List the targets
@@ -22,7 +23,7 @@ help: ## List the targets
 
 .PHONY: up
 up: ask-root ## Install what is missing, build, and run Berth in the foreground (ARGS="--http-addr …", BERTH_DATA=dir)
-	@$(MAKE) -j2 build image
+	@$(MAKE) -j2 $(programs) $(agent)-$$(go env GOARCH) image
 	@$(root) bin/berth up $(ARGS)
 
 .PHONY: down
@@ -48,7 +49,7 @@ bench: ask-root ## Measure Berth beside OpenSSH's own server, and print a table 
 	@$(root) build/bench $(ARGS)
 
 .PHONY: build
-build: $(programs) ## Build the programs into bin/
+build: $(programs) $(agent)-amd64 $(agent)-arm64 ## Build the programs into bin/
 
 .PHONY: image
 image: build/base-image.tar ## Build the containers' base image into build/ (IMAGE=-force takes in Debian's updates)
@@ -84,6 +85,11 @@ always:
 $(programs) &: go.mod go.sum deploy/build build/version $(sources)
 	@deploy/build '$(version)'
 	@touch $(programs)
+
+# After the others, whose packages it shares.
+$(agent)-%: go.mod go.sum deploy/build build/version $(sources) | $(programs)
+	@deploy/build '$(version)' $*
+	@touch $@
 
 build/mkimage: go.mod $(wildcard deploy/images/mkimage/*.go)
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./deploy/images/mkimage
