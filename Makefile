@@ -16,6 +16,8 @@ version := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>
 sources := $(shell find cmd internal api web -type f ! -name '*_test.go' ! -path '*/node_modules/*' 2>/dev/null)
 programs := bin/berth bin/berth-api bin/berth-gateway
 agent := bin/berth-agent-linux
+# Builds the image beside what follows. mkimage comes first, since two builds at a time compile what they share twice.
+with-image = $(MAKE) -j2 packages build/mkimage && $(MAKE) -j2 image
 
 .PHONY: help
 help: ## List the targets
@@ -23,7 +25,7 @@ help: ## List the targets
 
 .PHONY: up
 up: ask-root ## Install what is missing, build, and run Berth in the foreground (ARGS="--http-addr …", BERTH_DATA=dir)
-	@$(MAKE) -j2 $(programs) $(agent)-$$(go env GOARCH) image
+	@$(with-image) $(programs) $(agent)-$$(go env GOARCH)
 	@$(root) bin/berth up $(ARGS)
 
 .PHONY: down
@@ -33,7 +35,7 @@ down: build ## Stop Berth and its containers (ARGS=--delete removes all they hav
 .PHONY: test
 test: ask-root ## Install what is missing and run every test with the race detector: the packages', then end to end
 	@deploy/install-packages test
-	@$(MAKE) -j2 build image
+	@$(with-image) build
 	@deploy/test $(ARGS)
 
 .PHONY: check
@@ -44,7 +46,7 @@ check: ## Format, vet, staticcheck, imports, version pins, scripts, clean tree
 .PHONY: bench
 bench: ask-root ## Measure Berth beside OpenSSH's own server, and print a table with ratios
 	@deploy/install-packages bench
-	@$(MAKE) -j2 build image build/bench-image.tar
+	@$(with-image) build build/bench-image.tar
 	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
 	@$(root) build/bench $(ARGS)
 
