@@ -78,12 +78,12 @@ func (a *account) prepare() error {
 Host *.%[1]s
   ProxyJump %[1]s
 Host *
-  UserKnownHostsFile %[5]s
+  UserKnownHostsFile "%[5]s"
   StrictHostKeyChecking yes
   IdentityFile %[6]s
   IdentitiesOnly yes
   BatchMode yes
-`, zone, host, port, a.name, filepath.Join(a.on.data, "known_hosts"), a.key()), 0o600)
+`, zone, host, port, a.name, strings.ReplaceAll(filepath.Join(a.on.data, "known_hosts"), "%", "%%"), a.key()), 0o600)
 }
 
 func (a *account) key() string       { return filepath.Join(a.home, "id_ed25519") }

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,9 +41,17 @@ type instance struct {
 
 	before *leakcheck.Snapshot
 
+	apart   bool // the roles run as processes of their own, berth-api and berth-gateway
+	main    *daemon
+	gateway *daemon // nil unless apart
+	ready   ready
+}
+
+// daemon is a program of ours that runs.
+type daemon struct {
 	cmd    *exec.Cmd
-	exited chan struct{} // closed when cmd ended
-	ready  ready
+	log    string
+	exited chan struct{} // closed when it ended
 }
 
 // ready is what ready.json says.
@@ -132,118 +142,180 @@ func (i *instance) run(args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// launch starts berth up and does not wait for it to serve.
-func (i *instance) launch() error {
-	image, err := imagePath()
-	if err != nil {
-		return err
-	}
-	args := []string{"up", "--http-addr", "127.0.0.1:0", "--ssh-addr", "127.0.0.1:0", "--image", image}
+// spawn starts a program of ours for this instance, with its output in a file.
+func (i *instance) spawn(program, log string, args ...string) (*daemon, error) {
 	cmd, err := i.berth(context.Background(), append(args, i.flags...)...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	out, err := os.OpenFile(i.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	cmd.Path = filepath.Join(filepath.Dir(cmd.Path), program)
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ^C at the test is not for berth, which the test ends
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
-	exited := make(chan struct{})
-	i.cmd, i.exited = cmd, exited
+	d := &daemon{cmd: cmd, log: log, exited: make(chan struct{})}
 	go func() {
-		defer close(exited)
+		defer close(d.exited)
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
 	}()
-	return nil
+	return d, nil
 }
 
-// start starts berth up and returns when it says that it is ready.
+// start starts Berth and returns when it says that it is ready.
 func (i *instance) start() error {
+	if err := i.startMain(); err != nil || !i.apart {
+		return err
+	}
+	return i.startGateway()
+}
+
+func (i *instance) startMain() error {
+	image, err := imagePath()
+	if err != nil {
+		return err
+	}
+	program, args := "berth", []string{"up"}
+	if i.apart {
+		program, args = "berth-api", nil
+	}
+	args = append(args, "--http-addr", "127.0.0.1:0", "--ssh-addr", "127.0.0.1:0", "--image", image)
+	return watching(i.data, func() (err error) {
+		i.main, err = i.spawn(program, i.log, args...)
+		return err
+	}, func() (bool, error) {
+		text, err := os.ReadFile(filepath.Join(i.data, "ready.json"))
+		if errors.Is(err, os.ErrNotExist) {
+			return false, i.main.alive()
+		}
+		if err != nil {
+			return false, err
+		}
+		var r ready
+		if err := json.Unmarshal(text, &r); err != nil {
+			return false, fmt.Errorf("ready.json: %w", err)
+		}
+		if r.PID != i.main.cmd.Process.Pid { // it is of a run that was killed
+			return false, i.main.alive()
+		}
+		r.SSHAddr = cmp.Or(r.SSHAddr, i.ready.SSHAddr)
+		i.ready = r
+		return true, nil
+	})
+}
+
+var gatewayReady = regexp.MustCompile(`(?m)^The gateway is ready: ssh at (\S+)$`)
+
+func (i *instance) startGateway() error {
+	log := filepath.Join(i.dir, "gateway.log")
+	if err := os.WriteFile(log, nil, 0o600); err != nil {
+		return err
+	}
+	return watching(i.dir, func() (err error) {
+		i.gateway, err = i.spawn("berth-gateway", log, "--ssh-addr", "127.0.0.1:0")
+		return err
+	}, func() (bool, error) {
+		text, err := os.ReadFile(log)
+		if err != nil {
+			return false, err
+		}
+		if m := gatewayReady.FindSubmatch(text); m != nil {
+			i.ready.SSHAddr = string(m[1])
+			return true, nil
+		}
+		return false, i.gateway.alive()
+	})
+}
+
+// watching runs start, and then done whenever something happens in dir, until it says true.
+func watching(dir string, start func() error, done func() (bool, error)) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	if err := w.Add(i.data); err != nil {
+	if err := w.Add(dir); err != nil {
 		return err
 	}
-	if err := i.launch(); err != nil {
+	if err := start(); err != nil {
 		return err
 	}
 	deadline := time.After(startLimit)
+	often := time.NewTicker(time.Second) // for an end that writes nothing
+	defer often.Stop()
 	for {
-		text, err := os.ReadFile(filepath.Join(i.data, "ready.json"))
-		if err == nil {
-			var r ready
-			if err := json.Unmarshal(text, &r); err != nil {
-				return fmt.Errorf("ready.json: %w", err)
-			}
-			if r.PID == i.cmd.Process.Pid { // another one is of a run that was killed
-				i.ready = r
-				return nil
-			}
-		} else if !errors.Is(err, os.ErrNotExist) {
+		if ok, err := done(); ok || err != nil {
 			return err
 		}
 		select {
 		case <-w.Events:
+		case <-often.C:
 		case err := <-w.Errors:
 			return err
-		case <-i.exited:
-			return fmt.Errorf("berth up ended before it was ready: %v\n%s", i.cmd.ProcessState, i.tail())
 		case <-deadline:
-			return fmt.Errorf("berth up is not ready after %v\n%s", startLimit, errors.Join(errors.New(i.tail()), i.kill()))
+			return fmt.Errorf("it is not ready after %v", startLimit)
 		}
 	}
 }
 
-func (i *instance) running() bool {
-	if i.cmd == nil {
+func (d *daemon) running() bool {
+	if d == nil {
 		return false
 	}
 	select {
-	case <-i.exited:
+	case <-d.exited:
 		return false
 	default:
 		return true
 	}
 }
 
-// stop ends berth as an operator does, and expects that it ends well.
-func (i *instance) stop() error {
-	if !i.running() {
+// alive is an error when it ended.
+func (d *daemon) alive() error {
+	if d.running() {
 		return nil
 	}
-	if err := i.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	return fmt.Errorf("it ended before it was ready: %v\n%s", d.cmd.ProcessState, tail(d.log))
+}
+
+// stop ends it as an operator does, and expects that it ends well.
+func (d *daemon) stop() error {
+	if !d.running() {
+		return nil
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
 	select {
-	case <-i.exited:
+	case <-d.exited:
 	case <-time.After(stopLimit):
-		return fmt.Errorf("berth did not end on SIGTERM within %v\n%s", stopLimit, errors.Join(errors.New(i.tail()), i.kill()))
+		return fmt.Errorf("it did not end on SIGTERM within %v\n%s", stopLimit, errors.Join(errors.New(tail(d.log)), d.kill()))
 	}
-	if !i.cmd.ProcessState.Success() {
-		return fmt.Errorf("berth ended with %v\n%s", i.cmd.ProcessState, i.tail())
+	if !d.cmd.ProcessState.Success() {
+		return fmt.Errorf("it ended with %v\n%s", d.cmd.ProcessState, tail(d.log))
 	}
 	return nil
 }
 
-// kill ends berth at once, as a fault would.
-func (i *instance) kill() error {
-	if !i.running() {
+// kill ends it at once, as a fault would.
+func (d *daemon) kill() error {
+	if !d.running() {
 		return nil
 	}
-	if err := i.cmd.Process.Kill(); err != nil {
+	if err := d.cmd.Process.Kill(); err != nil {
 		return err
 	}
-	<-i.exited
+	<-d.exited
 	return nil
 }
+
+func (i *instance) stop() error { return errors.Join(i.gateway.stop(), i.main.stop()) }
+func (i *instance) kill() error { return errors.Join(i.gateway.kill(), i.main.kill()) }
 
 // name is what processes, cgroups and directories of the instance's engine are named by.
 func (i *instance) name() string {
@@ -276,22 +348,20 @@ func (i *instance) containerd() (int, error) {
 	return 0, errors.New("the instance has no containerd")
 }
 
-// tail is the end of berth's output.
-func (i *instance) tail() string {
-	text, err := os.ReadFile(i.log)
+// tail is the end of a program's output.
+func tail(log string) string {
+	text, err := os.ReadFile(log)
 	if err != nil {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-	return "berth's output:\n  " + strings.Join(lines[max(0, len(lines)-40):], "\n  ")
+	return "its output:\n  " + strings.Join(lines[max(0, len(lines)-40):], "\n  ")
 }
 
 // delete ends the instance and all it has, and looks for what is left of it.
 func (i *instance) delete() error {
-	if i.running() {
-		if err := i.stop(); err != nil {
-			return errors.Join(err, i.downDelete())
-		}
+	if err := i.stop(); err != nil {
+		return errors.Join(err, i.downDelete())
 	}
 	if err := i.downDelete(); err != nil {
 		return err
@@ -328,8 +398,8 @@ func own(t testing.TB) *instance {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if t.Failed() && i.cmd != nil {
-			t.Log(i.tail())
+		if t.Failed() {
+			t.Log(tail(i.log))
 		}
 		if err := i.delete(); err != nil {
 			t.Error(err)

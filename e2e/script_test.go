@@ -137,13 +137,16 @@ func command(f func(s *script, ts *testscript.TestScript, neg bool, args []strin
 
 var errUsage = errors.New("wrong usage: see the command's comment")
 
-// instance [NAME=VALUE…] [FLAG…] gives the script an instance of its own, with such variables and flags of berth up. It is
-// not started.
+// instance [-again] [NAME=VALUE…] [FLAG…] gives the script an instance of its own, with such variables and flags of berth up.
+// It is not started. Again, the same instance has other ones from now on.
 func cmdInstance(s *script, ts *testscript.TestScript, neg bool, args []string) (err error) {
-	if neg || s.own != nil {
+	again := len(args) > 0 && args[0] == "-again"
+	if neg || again != (s.own != nil) {
 		return errUsage
 	}
-	if s.own, err = newInstance(); err != nil {
+	if again {
+		s.own.flags, s.own.env, args = nil, nil, args[1:]
+	} else if s.own, err = newInstance(); err != nil {
 		return err
 	}
 	for _, a := range args {
@@ -232,6 +235,9 @@ func cmdLogin(s *script, ts *testscript.TestScript, neg bool, args []string) err
 		return err
 	}
 	full := notInName.ReplaceAllString(strings.ToLower(ts.Name()+"-"+name), "-")
+	if s.own == nil {
+		full = fmt.Sprintf("%s-%d", full, persons.Add(1))
+	}
 	if len(full) > 32 {
 		full = strings.TrimLeft(full[len(full)-32:], "-")
 	}
