@@ -2,7 +2,7 @@
 //
 // It works over any readers and writers and a small part of the control service; it knows no SSH. Who calls it has
 // proven the principal already. Exit codes are for scripts: 0, 1 for a failure, 2 for wrong usage, 127 for a command
-// that is not there.
+// that is not there, 255 for a client that meant a container and did not get there.
 package lobby
 
 import (
@@ -25,6 +25,7 @@ type Service interface {
 // Session is one client in the lobby.
 type Session struct {
 	Principal compute.Principal
+	Login     string // what the client typed before the @
 	Command   string // as the client sent it; empty asks for an interactive session
 	Terminal  bool   // the client has a terminal
 	Stdin     io.Reader
@@ -38,6 +39,7 @@ const (
 	exitFailure = 1
 	exitUsage   = 2
 	exitUnknown = 127
+	exitAstray  = 255 // as of every login that the gateway refuses
 )
 
 // Lobby runs commands for principals.
@@ -77,6 +79,12 @@ func (e usageError) Error() string { return string(e) }
 
 // Run runs the session's command and returns its exit code. Errors are told on the session's stderr, in one line each.
 func (l *Lobby) Run(ctx context.Context, s Session) int {
+	if astray, err := l.astray(ctx, s); err != nil || astray {
+		if err != nil {
+			return l.finish(s, err)
+		}
+		return exitAstray
+	}
 	words := strings.Fields(s.Command)
 	if len(words) == 0 {
 		return l.finish(s, l.greet(ctx, s))
@@ -89,6 +97,26 @@ func (l *Lobby) Run(ctx context.Context, s Session) int {
 	_, _ = fmt.Fprintf(s.Stderr, "There is no command %.40q here; \"ssh %s help\" lists what there is.\n",
 		words[0], l.zone)
 	return exitUnknown
+}
+
+// astray says whether the client typed the name of a container where its id belongs, and if so tells it the id. The command
+// was meant for the container, so the lobby does not run it.
+func (l *Lobby) astray(ctx context.Context, s Session) (bool, error) {
+	if s.Login == "" || s.Login == s.Principal.Username {
+		return false, nil
+	}
+	views, err := l.service.ListContainers(ctx, s.Principal)
+	if err != nil {
+		return false, err
+	}
+	named := false
+	for _, v := range views {
+		if v.Name == s.Login {
+			named = true
+			_, _ = fmt.Fprintf(s.Stderr, "berth: A container is reached by its id: %.80q is ssh %s@%s\n", v.Name, v.ID, l.zone)
+		}
+	}
+	return named, nil
 }
 
 // finish turns a command's error into words and an exit code.

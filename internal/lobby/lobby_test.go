@@ -89,9 +89,14 @@ func twoContainers() []compute.Container {
 
 func (h *harbour) run(t *testing.T, command string) (stdout, stderr string, code int) {
 	t.Helper()
+	return h.runAs(t, "alice", command)
+}
+
+func (h *harbour) runAs(t *testing.T, login, command string) (stdout, stderr string, code int) {
+	t.Helper()
 	var out, errs bytes.Buffer
 	code = New("compute.example.com", h, nil).Run(t.Context(), Session{
-		Principal: h.alice, Command: command, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs,
+		Principal: h.alice, Login: login, Command: command, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs,
 	})
 	return out.String(), errs.String(), code
 }
@@ -142,6 +147,20 @@ func TestCommands(t *testing.T) {
 		if len(tt.errs) > 0 && strings.Count(errs, "\n") != 1 {
 			t.Errorf("%q: more than one line: %q", tt.command, errs)
 		}
+	}
+}
+
+// TestNameForID holds that a command meant for a container does not run in the lobby.
+func TestNameForID(t *testing.T) {
+	h := newHarbour(t, twoContainers()...)
+	for _, command := range []string{"", "ls", "rm -rf /"} {
+		out, errs, code := h.runAs(t, "dev-box", command)
+		if out != "" || !strings.Contains(errs, "ssh a1b2c3d4@compute.example.com\n") || strings.Count(errs, "\n") != 1 || code != 255 {
+			t.Errorf("%q: %q, %q, %d", command, out, errs, code)
+		}
+	}
+	if out, errs, code := h.runAs(t, "root", "whoami"); out != "alice\n" || errs != "" || code != 0 {
+		t.Errorf("%q, %q, %d", out, errs, code)
 	}
 }
 

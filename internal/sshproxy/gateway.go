@@ -38,6 +38,7 @@ type Directory interface {
 // LobbySession is a client that runs a command on the apex.
 type LobbySession struct {
 	Principal compute.Principal
+	Login     string // what the client typed before the @
 	Command   string // empty: an interactive session
 	Terminal  bool
 	Stdin     io.Reader

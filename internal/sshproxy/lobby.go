@@ -31,7 +31,7 @@ func (s *sessionChannel) serveLobby(id identity, login route.Login) {
 	status := make(chan int, 1)
 	s.c.wg.Go(func() {
 		status <- s.g.o.Lobby(s.ctx, LobbySession{
-			Principal: p, Command: command, Terminal: s.pty.Load(), Stdin: s.input,
+			Principal: p, Login: login.User, Command: command, Terminal: s.pty.Load(), Stdin: s.input,
 			Stdout: s.terminalWriter(s.ch), Stderr: s.terminalWriter(stderrWriter{s}),
 		})
 	})
