@@ -210,9 +210,11 @@ func TestTerminal(t *testing.T) {
 			s.expect(t, "sleeping\r\n")
 			s.typeIn(t, "\x1a")
 			s.expect(t, "Stopped +sh -c")
-			s.typeIn(t, "fg; echo code $?\r")
+			s.typeIn(t, "fg\r")
 			s.expect(t, "sh -c 'echo sleep\"\"ing; exec sleep 1000'\r\n") // bash says what goes on
 			s.typeIn(t, "\x02")
+			s.expect(t, "# ")
+			s.typeIn(t, "echo code $?\r")
 			s.expect(t, "code 130\r\n")
 
 			s.typeIn(t, "exit 5\r")

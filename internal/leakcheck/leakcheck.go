@@ -115,8 +115,11 @@ func About(things []Thing, words ...string) []Thing {
 // programs are the names by which Ours knows a process, or a prefix of them.
 var programs = []string{"berth", "agent", "containerd", "runc", "ssh-agent"}
 
+// groups are in the names of all control groups that berth, its containerd and runc make, wherever they would put them.
+var groups = []string{"berth", "compute-", "containerd", "runc"}
+
 // Ours keeps what berth could have left and drops what a machine does by itself meanwhile: processes that are none of
-// ours nor their network namespaces, and the cgroups of systemd's units and logins.
+// ours nor their network namespaces, and the control groups of logins, units and other programs.
 func Ours(things []Thing) []Thing {
 	return slices.DeleteFunc(slices.Clone(things), func(t Thing) bool {
 		switch t.Kind {
@@ -124,8 +127,7 @@ func Ours(things []Thing) []Thing {
 			name := t.Note[:max(strings.IndexByte(t.Note, ' '), 0)]
 			return !slices.ContainsFunc(programs, func(p string) bool { return strings.HasPrefix(name, p) })
 		case Cgroup:
-			return !strings.Contains(t.Name, "berth") &&
-				(strings.HasSuffix(t.Name, ".service") || strings.HasSuffix(t.Name, ".scope"))
+			return !slices.ContainsFunc(groups, func(g string) bool { return strings.Contains(t.Name, g) })
 		default:
 			return false
 		}

@@ -146,6 +146,7 @@ func TestOursKeepsOurProgramsAlone(t *testing.T) {
 		{Kind: leakcheck.Process, Name: "2", Note: "sshd (S) sshd: berth"},
 		{Kind: leakcheck.Process, Name: "3", Note: "berth (Z)"},
 		{Kind: leakcheck.Cgroup, Name: "/sys/fs/cgroup/system.slice/cron.service"},
+		{Kind: leakcheck.Cgroup, Name: "/sys/fs/cgroup/memory/another-program/job"},
 		{Kind: leakcheck.Cgroup, Name: "/sys/fs/cgroup/berth-1a2b"},
 		{Kind: leakcheck.Link, Name: "eth9"},
 	}
