@@ -8,7 +8,7 @@ type EventKind string
 // The kinds of events. What a reader needs beyond the ids it reads from the store.
 const (
 	EventContainerCreated EventKind = "container.created"
-	EventContainerChanged EventKind = "container.changed" // desired state, SSH, keys, name, …
+	EventContainerChanged EventKind = "container.changed" // desired state, mount paths, ingress, SSH, keys, name, …
 	EventContainerStatus  EventKind = "container.status"  // Status and StatusMessage are set
 	EventContainerDeleted EventKind = "container.deleted" // its owner deleted it
 	EventContainerPurged  EventKind = "container.purged"  // the engine reports it absent

@@ -33,14 +33,6 @@ type SSHKey struct {
 	CreatedAt   time.Time
 }
 
-// IngressRule exposes a container's port.
-type IngressRule struct {
-	ID         int64
-	Port       int
-	TargetPort int
-	CreatedAt  time.Time
-}
-
 // Principal is who acts, proven by a token or an SSH key.
 type Principal struct {
 	User     UserID

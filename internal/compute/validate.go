@@ -15,6 +15,7 @@ import (
 type Limits struct {
 	ContainersPerUser  int
 	KeysPerUser        int
+	RulesPerContainer  int // of ingress
 	MinMemoryMB        int
 	MaxMemoryMB        int
 	MinStorageGB       int
@@ -34,7 +35,7 @@ type Limits struct {
 // DefaultLimits is the contract's limits, and ours where it is silent.
 func DefaultLimits() Limits {
 	return Limits{
-		ContainersPerUser: 3, KeysPerUser: 10,
+		ContainersPerUser: 3, KeysPerUser: 10, RulesPerContainer: 32,
 		MinMemoryMB: 64, MaxMemoryMB: 16384,
 		MinStorageGB: 1, MaxStorageGB: 100,
 		MaxMountPaths: 16, MaxMountPathBytes: 255,
