@@ -62,6 +62,26 @@ func TestLimitsUnderConcurrency(t *testing.T) {
 		t.Fatalf("100 new keys at once: %v", got)
 	}
 
+	list, err := s.Containers(ctx, alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	box := list[0].ID
+	got = atOnce(100, func(i int) error {
+		_, err := stores[i%3].AddIngressRule(ctx, alice, box, compute.IngressRule{Port: 8000 + i, TargetPort: 80}, 32)
+		return err
+	})
+	if got[""] != 32 || got[compute.CodeLimit] != 68 {
+		t.Fatalf("100 new ingress rules at once: %v", got)
+	}
+	got = atOnce(50, func(i int) error {
+		_, err := stores[i%3].AddIngressRule(ctx, alice, list[1].ID, compute.IngressRule{Port: 443, TargetPort: 443}, 32)
+		return err
+	})
+	if got[""] != 1 || got[compute.CodeConflict] != 49 {
+		t.Fatalf("one port 50 times at once: %v", got)
+	}
+
 	bob := addUser(t, s, "bob")
 	got = atOnce(50, func(i int) error {
 		_, err := stores[i%3].AddKey(ctx, keyNamed(bob, "same"), 10)
@@ -199,6 +219,34 @@ func TestEventsInCommitOrder(t *testing.T) {
 	if err := readers.Wait(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The rule for port 443 and the container's HTTPS change together, whatever else happens to the container meanwhile.
+func TestHTTPSWhileDeleting(t *testing.T) {
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "berth.db")
+	stores := []*Store{openAt(t, path, Options{}), openAt(t, path, Options{})}
+	s := stores[0]
+	alice := addUser(t, s, "alice")
+	c := addContainer(t, s, alice, addKey(t, s, alice, "one"))
+	codes := atOnce(60, func(i int) error {
+		s := stores[i%2]
+		switch {
+		case i == 40:
+			_, err := s.SetDesired(ctx, alice, c.ID, compute.DesiredDeleted)
+			return err
+		case i%3 == 0:
+			return s.DeleteIngressRule(ctx, alice, c.ID, 443)
+		default:
+			_, err := s.AddIngressRule(ctx, alice, c.ID, compute.IngressRule{Port: 443, TargetPort: 443}, 32)
+			return err
+		}
+	})
+	if codes[""]+codes[compute.CodeNotFound]+codes[compute.CodeConflict] != 60 {
+		t.Fatalf("codes %v", codes)
+	}
+	mustCount(t, s.db, 0, `SELECT count(*) FROM ingress_rules`)
+	mustCount(t, s.db, 0, `SELECT count(*) FROM containers WHERE https_enabled = 1`)
 }
 
 // Many processes' worth of stores may open a file that is not there yet; one of them makes it.

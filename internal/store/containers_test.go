@@ -190,6 +190,7 @@ func TestSchemaRefuses(t *testing.T) {
 	if err := s.RecordStorage(ctx, c.ID); err != nil {
 		t.Fatal(err)
 	}
+	addRule(t, s, alice, c.ID, 443)
 	gone := addContainer(t, s, alice, key)
 	remove(t, s, gone)
 	dying := addContainer(t, s, alice, key)
@@ -197,26 +198,33 @@ func TestSchemaRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, query := range map[string]string{
-		"forget an id":              `DELETE FROM container_ids WHERE id = '` + string(gone.ID) + `'`,
-		"undo a tombstone":          `UPDATE container_ids SET deleted_at = NULL, purged_at = NULL WHERE id = '` + string(gone.ID) + `'`,
-		"move an id":                `UPDATE container_ids SET owner = 2 WHERE id = '` + string(gone.ID) + `'`,
-		"reuse an id":               `INSERT INTO container_ids (id, owner, created_at) VALUES ('` + string(gone.ID) + `', 1, 0)`,
-		"undelete":                  `UPDATE containers SET desired = 'stopped', ordinal = 2 WHERE id = '` + string(dying.ID) + `'`,
-		"drop a living container":   `DELETE FROM containers WHERE id = '` + string(c.ID) + `'`,
-		"drop an unpurged one":      `DELETE FROM containers WHERE id = '` + string(dying.ID) + `'`,
-		"forget made storage":       `UPDATE containers SET storage_made = 0 WHERE id = '` + string(c.ID) + `'`,
-		"deleted, and counted":      `UPDATE containers SET desired = 'deleted' WHERE id = '` + string(c.ID) + `'`,
-		"another's key":             `INSERT INTO container_keys VALUES ('` + string(c.ID) + `', 2, 1)`,
-		"another's key as his":      `INSERT INTO container_keys VALUES ('` + string(c.ID) + `', 2, 2)`,
-		"a place twice":             `UPDATE containers SET ordinal = 0 WHERE id = '` + string(dying.ID) + `'`,
-		"a slot twice":              `UPDATE containers SET slot = 0 WHERE id = '` + string(dying.ID) + `'`,
-		"a slot beyond":             `UPDATE containers SET slot = 4 WHERE id = '` + string(c.ID) + `'`,
-		"an unknown status":         `UPDATE containers SET status = 'lost'`,
-		"a text for a number":       `UPDATE containers SET memory_mb = 'many'`,
-		"mount paths that are none": `UPDATE containers SET mount_paths = '/root'`,
-		"a user with things":        `DELETE FROM users WHERE id = 1`,
-		"a second installation":     `INSERT INTO installation VALUES (2, '00000000000000000000000000000000', 1)`,
-		"an odd id":                 `INSERT INTO container_ids (id, owner, created_at) VALUES ('AAAAAAAA', 1, 0)`,
+		"forget an id":               `DELETE FROM container_ids WHERE id = '` + string(gone.ID) + `'`,
+		"undo a tombstone":           `UPDATE container_ids SET deleted_at = NULL, purged_at = NULL WHERE id = '` + string(gone.ID) + `'`,
+		"move an id":                 `UPDATE container_ids SET owner = 2 WHERE id = '` + string(gone.ID) + `'`,
+		"reuse an id":                `INSERT INTO container_ids (id, owner, created_at) VALUES ('` + string(gone.ID) + `', 1, 0)`,
+		"undelete":                   `UPDATE containers SET desired = 'stopped', ordinal = 2 WHERE id = '` + string(dying.ID) + `'`,
+		"drop a living container":    `DELETE FROM containers WHERE id = '` + string(c.ID) + `'`,
+		"drop an unpurged one":       `DELETE FROM containers WHERE id = '` + string(dying.ID) + `'`,
+		"forget made storage":        `UPDATE containers SET storage_made = 0 WHERE id = '` + string(c.ID) + `'`,
+		"deleted, and counted":       `UPDATE containers SET desired = 'deleted' WHERE id = '` + string(c.ID) + `'`,
+		"another's key":              `INSERT INTO container_keys VALUES ('` + string(c.ID) + `', 2, 1)`,
+		"another's key as his":       `INSERT INTO container_keys VALUES ('` + string(c.ID) + `', 2, 2)`,
+		"a place twice":              `UPDATE containers SET ordinal = 0 WHERE id = '` + string(dying.ID) + `'`,
+		"a slot twice":               `UPDATE containers SET slot = 0 WHERE id = '` + string(dying.ID) + `'`,
+		"a slot beyond":              `UPDATE containers SET slot = 4 WHERE id = '` + string(c.ID) + `'`,
+		"an SSH port outside":        `INSERT INTO ingress_rules VALUES (2, '` + string(c.ID) + `', 1, 32, 22, 22, 0)`,
+		"a port beside":              `UPDATE ingress_rules SET port = 9000`,
+		"a port inside that is none": `UPDATE ingress_rules SET target_port = 65536`,
+		"a port twice":               `INSERT INTO ingress_rules VALUES (2, '` + string(c.ID) + `', 1, 32, 443, 22, 0)`,
+		"a rule's place twice":       `INSERT INTO ingress_rules VALUES (2, '` + string(c.ID) + `', 0, 32, 80, 80, 0)`,
+		"a rule too many":            `INSERT INTO ingress_rules VALUES (2, '` + string(c.ID) + `', 32, 32, 80, 80, 0)`,
+		"a rule of nobody's":         `INSERT INTO ingress_rules VALUES (2, '` + string(gone.ID) + `', 0, 32, 80, 80, 0)`,
+		"an unknown status":          `UPDATE containers SET status = 'lost'`,
+		"a text for a number":        `UPDATE containers SET memory_mb = 'many'`,
+		"mount paths that are none":  `UPDATE containers SET mount_paths = '/root'`,
+		"a user with things":         `DELETE FROM users WHERE id = 1`,
+		"a second installation":      `INSERT INTO installation VALUES (2, '00000000000000000000000000000000', 1)`,
+		"an odd id":                  `INSERT INTO container_ids (id, owner, created_at) VALUES ('AAAAAAAA', 1, 0)`,
 	} {
 		_, err := s.writer.Exec(query)
 		if sqliteCode(err)&0xff != 19 { // SQLITE_CONSTRAINT

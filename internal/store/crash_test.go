@@ -132,6 +132,9 @@ func crashLife(s *Store, name string) error {
 		if err := s.SetStatus(ctx, c.ID, 1, running, ""); err != nil {
 			return err
 		}
+		if _, err := s.AddIngressRule(ctx, u.ID, c.ID, compute.IngressRule{Port: 443, TargetPort: 8443}, 32); err != nil {
+			return err
+		}
 		if _, err := s.SetDesired(ctx, u.ID, c.ID, compute.DesiredDeleted); err != nil {
 			return err
 		}

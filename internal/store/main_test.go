@@ -176,6 +176,10 @@ func checkInvariants(t testing.TB, s *Store) {
 		WHERE i.id IS NULL OR i.purged_at IS NOT NULL OR (c.desired = 'deleted') <> (i.deleted_at IS NOT NULL)`)
 	mustCount(t, s.db, 0, `SELECT count(*) FROM container_ids i LEFT JOIN containers c USING (id)
 		WHERE i.purged_at IS NULL AND c.id IS NULL`)
+	mustCount(t, s.db, 0, `SELECT count(*) FROM containers c WHERE c.https_enabled <>
+		EXISTS (SELECT 1 FROM ingress_rules r WHERE r.container = c.id AND r.port = 443)`)
+	mustCount(t, s.db, 0, `SELECT count(*) FROM ingress_rules r JOIN containers c ON c.id = r.container
+		WHERE c.desired = 'deleted'`)
 
 	events := allEvents(t, s.Reader)
 	last, err := s.LastEvent(ctx)

@@ -110,6 +110,15 @@ func TestDatabaseOfSchema1(t *testing.T) {
 	if err := s.Purge(ctx, "20000000"); err != nil {
 		t.Fatal(err)
 	}
+	if rules, err := s.IngressRules(ctx, 1, "10000000"); err != nil || len(rules) != 0 {
+		t.Fatalf("rules %+v, %v", rules, err)
+	}
+	if r := addRule(t, s, 1, "10000000", 443); r.ID != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if c, err := s.Container(ctx, 1, "10000000"); err != nil || !c.HTTPSEnabled {
+		t.Fatalf("%+v, %v", c, err)
+	}
 	// 30000000 was taken and purged before the dump.
 	if c := addContainer(t, s, 1, 1); c.ID != "40000000" || c.Slot != 2 {
 		t.Fatalf("%+v", c)

@@ -34,6 +34,7 @@ type model struct {
 type modelBox struct {
 	compute.Container
 	purged bool
+	rules  []compute.IngressRule // without ids, oldest first
 }
 
 // A random walk through everything that the store does, step by step equal to the model: rows, events in order, limits,
@@ -74,6 +75,9 @@ func TestStoreAgainstModel(t *testing.T) {
 			"status":    m.status,
 			"observe":   m.status, // twice as likely
 			"purge":     m.purge,
+			"rule":      m.addRule,
+			"unrule":    m.deleteRule,
+			"mounts":    m.mounts,
 			"time":      func(t *rapid.T) { clk.add(time.Duration(rapid.IntRange(0, 40).Draw(t, "seconds")) * time.Second) },
 			"slots":     m.slots,
 		})
@@ -268,6 +272,7 @@ func (m *model) desire(d compute.Desired) func(*rapid.T) {
 		b.Desired = d
 		b.Generation++
 		if d == compute.DesiredDeleted {
+			b.rules, b.HTTPSEnabled = nil, false
 			m.event(compute.EventContainerDeleted, b.Owner, b.ID, 0)
 			return
 		}
@@ -388,6 +393,7 @@ func (m *model) check(t *rapid.T) {
 	}
 	if len(rows) > 0 {
 		m.checkTarget(t, rapid.SampledFrom(rows).Draw(t, "target"))
+		m.checkRules(t)
 	}
 	events, err := m.s.Events(t.Context(), int64(m.compared), 1_000_000)
 	want := m.events[m.compared:]

@@ -42,11 +42,15 @@ func (s *Store) SetDesired(
 	return c, err
 }
 
-// bury makes a container absent for its owner and writes the tombstone that permits its storage to be destroyed.
+// bury makes a container absent for its owner, takes its ingress rules away and writes the tombstone that permits its
+// storage to be destroyed.
 func (t *tx) bury(c compute.Container) error {
-	err := t.one(`UPDATE containers SET desired = ?, generation = ?, ordinal = NULL WHERE id = ?`,
+	err := t.one(`UPDATE containers SET desired = ?, generation = ?, ordinal = NULL, https_enabled = 0 WHERE id = ?`,
 		compute.DesiredDeleted, c.Generation, c.ID)
 	if err != nil {
+		return err
+	}
+	if _, err := t.exec(deleteRules, c.ID); err != nil {
 		return err
 	}
 	if err := t.one(`UPDATE container_ids SET deleted_at = ? WHERE id = ?`, t.now, c.ID); err != nil {

@@ -80,6 +80,19 @@ CREATE TABLE identities (
     PRIMARY KEY (issuer, subject)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE ingress_rules (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    container   TEXT    NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+    ordinal     INTEGER NOT NULL,
+    quota       INTEGER NOT NULL,
+    port        INTEGER NOT NULL CHECK (port IN (80, 443) OR port BETWEEN 8000 AND 8999),
+    target_port INTEGER NOT NULL CHECK (target_port BETWEEN 1 AND 65535),
+    created_at  INTEGER NOT NULL,
+    UNIQUE (container, port),
+    UNIQUE (container, ordinal),
+    CONSTRAINT rules_within_limit CHECK (ordinal >= 0 AND ordinal < quota)
+) STRICT;
+
 CREATE TABLE installation (
     one   INTEGER PRIMARY KEY CHECK (one = 1),
     id    TEXT    NOT NULL CHECK (length(id) = 32 AND id NOT GLOB '*[^0-9a-f]*'),
