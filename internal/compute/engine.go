@@ -3,8 +3,9 @@ package compute
 // Spec is what an engine must make true of one container.
 type Spec struct {
 	Ref
-	// Generation changes when the engine has something to do. A running container of another generation is restarted (a stop
-	// followed at once by a start is a fresh start); one of the same generation is left alone.
+	// Generation is that of the desired state which this was made from; it is told back in what is observed. A running
+	// container of another generation is restarted only for what cannot change while it runs, such as mount paths. Where a
+	// fresh start is meant, control asks for a stop first.
 	Generation int64
 	Running    bool
 	Hostname   string

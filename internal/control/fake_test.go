@@ -12,7 +12,8 @@ import (
 type fakeEngine struct {
 	mu       sync.Mutex
 	storage  map[compute.Ref]bool
-	running  map[compute.Ref]int64 // generation
+	running  map[compute.Ref]compute.Spec
+	lives    map[compute.Ref]int // how often it was started
 	calls    []string
 	fail     map[string]error          // by call name: the next calls fail with it until removed
 	block    map[string]chan struct{}  // by call name: calls wait for the channel to close, or their context
@@ -22,7 +23,7 @@ type fakeEngine struct {
 
 func newFakeEngine() *fakeEngine {
 	return &fakeEngine{
-		storage: map[compute.Ref]bool{}, running: map[compute.Ref]int64{},
+		storage: map[compute.Ref]bool{}, running: map[compute.Ref]compute.Spec{}, lives: map[compute.Ref]int{},
 		fail: map[string]error{}, block: map[string]chan struct{}{},
 	}
 }
@@ -67,9 +68,14 @@ func (e *fakeEngine) Apply(ctx context.Context, s compute.Spec) error {
 	if !e.storage[s.Ref] {
 		return compute.Errorf(compute.CodeStorageMissing, "Its storage is missing.")
 	}
-	delete(e.running, s.Ref)
-	if s.Running {
-		e.running[s.Ref] = s.Generation
+	old, runs := e.running[s.Ref]
+	if !s.Running {
+		delete(e.running, s.Ref)
+		return nil
+	}
+	e.running[s.Ref] = s
+	if !runs || !slices.Equal(old.MountPaths, s.MountPaths) {
+		e.lives[s.Ref]++ // else it is the same life, as with real engines
 	}
 	return nil
 }
@@ -133,6 +139,13 @@ func (e *fakeEngine) asked() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.calls)
+}
+
+// run returns what the container runs as, and how often it was started; zero while it does not run.
+func (e *fakeEngine) run(r compute.Ref) (s compute.Spec, lives int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.running[r], e.lives[r]
 }
 
 // stored counts the containers that have storage.

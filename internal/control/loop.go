@@ -361,6 +361,15 @@ func (s *Service) stop(ctx context.Context, c compute.Container) error {
 }
 
 func (s *Service) startUp(ctx context.Context, c compute.Container, seen compute.Observation) error {
+	if c.Status == compute.StatusPending && c.StorageMade {
+		// Whoever asked for a start after a stop, or for other mount paths, is promised a fresh one, also where the last run
+		// did not end meanwhile. It is pending until that is over, so a kill in between forgets nothing.
+		last := s.spec(c)
+		last.Running = false
+		if err := s.engine.Apply(ctx, last); err != nil {
+			return fmt.Errorf("end the last run: %w", err)
+		}
+	}
 	if c.Status == compute.StatusRunning && seen.Phase != compute.PhaseRunning {
 		if err := s.store.SetStatus(ctx, c.ID, c.Generation, compute.StatusPending, seen.Message); err != nil {
 			return err
