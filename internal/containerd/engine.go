@@ -280,7 +280,7 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	if err := checkArch(s); err != nil {
 		return err
 	}
-	if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
+	if err := e.AdmitMounts(ctx, s); err != nil {
 		return err
 	}
 	if err := e.roomOnDisk(s); err != nil {
@@ -289,6 +289,15 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.roomInMemory(s)
+}
+
+// AdmitMounts refuses mount paths that the image makes impossible.
+func (e *Engine) AdmitMounts(ctx context.Context, s compute.Spec) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	_, err := e.image.resolveMounts(s.MountPaths)
+	return err
 }
 
 func checkArch(s compute.Spec) error {

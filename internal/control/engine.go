@@ -15,6 +15,10 @@ type Engine interface {
 	// there is no room for its storage or memory now, or no node of its architecture.
 	Admit(ctx context.Context, s compute.Spec) error
 
+	// AdmitMounts is asked before the mount paths of a container that exists are changed to those of s: CodeInvalid as
+	// Admit's. How much room there is does not matter to it.
+	AdmitMounts(ctx context.Context, s compute.Spec) error
+
 	// Provision makes the container's storage if it is not there. It is called until it succeeds once and that is recorded;
 	// never again after. CodeCapacity when there is no room.
 	Provision(ctx context.Context, s compute.Spec) error

@@ -10,15 +10,16 @@ import (
 
 // fakeEngine is an engine in memory that records what is asked of it and fails on request.
 type fakeEngine struct {
-	mu       sync.Mutex
-	storage  map[compute.Ref]bool
-	running  map[compute.Ref]compute.Spec
-	lives    map[compute.Ref]int // how often it was started
-	calls    []string
-	fail     map[string]error          // by call name: the next calls fail with it until removed
-	block    map[string]chan struct{}  // by call name: calls wait for the channel to close, or their context
-	observe  func(compute.Observation) // of the watch under way
-	admitErr error
+	mu        sync.Mutex
+	storage   map[compute.Ref]bool
+	running   map[compute.Ref]compute.Spec
+	lives     map[compute.Ref]int // how often it was started
+	calls     []string
+	fail      map[string]error          // by call name: the next calls fail with it until removed
+	block     map[string]chan struct{}  // by call name: calls wait for the channel to close, or their context
+	observe   func(compute.Observation) // of the watch under way
+	admitErr  error
+	mountsErr error
 }
 
 func newFakeEngine() *fakeEngine {
@@ -44,6 +45,8 @@ func (e *fakeEngine) begin(ctx context.Context, call string) error {
 }
 
 func (e *fakeEngine) Admit(context.Context, compute.Spec) error { return e.admitErr }
+
+func (e *fakeEngine) AdmitMounts(context.Context, compute.Spec) error { return e.mountsErr }
 
 func (e *fakeEngine) Provision(ctx context.Context, s compute.Spec) error {
 	if err := e.begin(ctx, "provision"); err != nil {

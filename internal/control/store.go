@@ -34,6 +34,20 @@ type Store interface {
 	// failed container is a new attempt. A start sets the status to pending; a stop leaves it to what is observed.
 	SetDesired(ctx context.Context, owner compute.UserID, id compute.ContainerID, d compute.Desired) (compute.Container, error)
 	SetSSH(ctx context.Context, owner compute.UserID, id compute.ContainerID, enabled bool) (compute.Container, error)
+	// SetMountPaths stores paths with a new generation, and says whether that changed anything; their order means nothing. A
+	// container that is to run shows as pending then, as at a start.
+	SetMountPaths(
+		ctx context.Context, owner compute.UserID, id compute.ContainerID, paths []string,
+	) (c compute.Container, changed bool, err error)
+
+	// Ingress rules of a container, as its owner sees it. AddIngressRule takes the ports of r; CodeConflict when the container
+	// has a rule for that port, CodeLimit at limit. HTTPSEnabled of the container follows the rule for port 443. A deleted
+	// container has no rules.
+	IngressRules(ctx context.Context, owner compute.UserID, id compute.ContainerID) ([]compute.IngressRule, error)
+	AddIngressRule(
+		ctx context.Context, owner compute.UserID, id compute.ContainerID, r compute.IngressRule, limit int,
+	) (compute.IngressRule, error)
+	DeleteIngressRule(ctx context.Context, owner compute.UserID, id compute.ContainerID, port int) error
 
 	// What gateways read. Target and Accounts leave out disabled users and what is theirs.
 	Target(ctx context.Context, id compute.ContainerID) (compute.Target, error)

@@ -348,6 +348,11 @@ func testAdmit(t *testing.T, s *Subject) {
 		spec := b.spec
 		c.change(&spec)
 		wantCode(t, c.what, s.Engine.Admit(b.ctx(), spec), c.code)
+		if c.code == compute.CodeInvalid {
+			wantCode(t, c.what+", of one that exists", s.Engine.AdmitMounts(b.ctx(), spec), c.code)
+		} else {
+			b.must("admit mounts whatever the room", s.Engine.AdmitMounts(b.ctx(), spec))
+		}
 	}
 }
 
@@ -362,6 +367,19 @@ func testMountsChange(t *testing.T, s *Subject) {
 	b.apply(false)
 	b.apply(true)
 	b.eq("cat /opt/app/f", "kept")
+
+	// A path that is taken away shows as the image has it, and with what it held once it is there again.
+	b.spec.MountPaths = []string{"/root"}
+	b.apply(true)
+	b.eq("cat /root/f; test -e /opt/app || echo gone", "kept\ngone")
+	b.sh("mkdir -p /opt/app; echo lost > /opt/app/f")
+	b.spec.MountPaths = []string{"/opt/app"}
+	b.apply(true)
+	b.eq("cat /opt/app/f; test -e /root/f || echo gone", "kept\ngone")
+	b.apply(false)
+	b.spec.MountPaths = []string{"/opt/app", "/root"}
+	b.apply(true)
+	b.eq("cat /opt/app/f /root/f", "kept\nkept")
 }
 
 func testCancel(t *testing.T, s *Subject) {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,14 @@ func (e *engine) Admit(context.Context, compute.Spec) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.admit
+}
+
+// AdmitMounts knows an image in which /link is /proc.
+func (e *engine) AdmitMounts(_ context.Context, s compute.Spec) error {
+	if slices.Contains(s.MountPaths, "/link") {
+		return compute.Invalid("mount_paths", "Mount path /link is /proc in the image, which belongs to the system.")
+	}
+	return nil
 }
 func (e *engine) Provision(context.Context, compute.Spec) error { return nil }
 
