@@ -325,6 +325,16 @@ func (a *api) create(token, name string, key int64) container {
 	return c
 }
 
+// nextCommit waits for the database to change.
+func (a *api) nextCommit() {
+	a.t.Helper()
+	select {
+	case <-a.commits:
+	case <-time.After(patience):
+		a.t.Fatal("nothing changes any more")
+	}
+}
+
 // await returns the container once it has the status, looking again after each commit.
 func (a *api) await(token string, id compute.ContainerID, want compute.Status) container {
 	a.t.Helper()

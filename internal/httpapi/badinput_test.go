@@ -459,7 +459,7 @@ func TestUnreadableRequests(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{
 		`{"name":"x","ssh_key_ids":[1],"memory_mb":512,"storage_gb":5,"ssh_enabled":true,"mount_paths":["/root"],"instance_type":"nano"}`,
-		`{"name":"\ud83d\ude00","public_key":"ssh-ed25519 AAAA"}`, `{"ssh_enabled":false}`, `{"a":1,"a":2}`, `{}`, `[]`, `null`, ``, `{"":{}}`,
+		`{"name":"\ud83d\ude00","public_key":"ssh-ed25519 AAAA"}`, `{"ssh_enabled":false}`, `{"port":443,"target_port":8443}`, `{"a":1,"a":2}`, `{}`, `[]`, `null`, ``, `{"":{}}`,
 		`{"name":"\ud83d\\ude00"}`, `{"memory_mb":-0}`, `{"memory_mb":1e5}`, ` { "ssh_key_ids" : [ 1 , null ] } `, "{\"name\":\"\xff\"}", `{"mount_paths":[[]]}`,
 	} {
 		f.Add([]byte(s))
@@ -470,6 +470,8 @@ func FuzzDecode(f *testing.F) {
 			func(o *object) error { _, err := o.containerRequest(); return err },
 			func(o *object) error { _, _, err := o.keyRequest(); return err },
 			func(o *object) error { _, err := o.sshRequest(); return err },
+			func(o *object) error { _, err := o.ingressRequest(); return err },
+			func(o *object) error { _, err := o.mountsRequest(); return err },
 		} {
 			o, err := decode(text)
 			if err == nil {

@@ -35,6 +35,15 @@ type Service interface {
 	DeleteContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) error
 	SSHEnabled(ctx context.Context, p compute.Principal, id compute.ContainerID) (bool, error)
 	SetSSHEnabled(ctx context.Context, p compute.Principal, id compute.ContainerID, on bool) (bool, error)
+	ListIngress(ctx context.Context, p compute.Principal, id compute.ContainerID) ([]compute.IngressRule, error)
+	AddIngress(
+		ctx context.Context, p compute.Principal, id compute.ContainerID, r compute.IngressRequest,
+	) (compute.IngressRule, error)
+	DeleteIngress(ctx context.Context, p compute.Principal, id compute.ContainerID, port int) error
+	MountPaths(ctx context.Context, p compute.Principal, id compute.ContainerID) ([]string, error)
+	SetMountPaths(
+		ctx context.Context, p compute.Principal, id compute.ContainerID, paths []string,
+	) (stored []string, restarted bool, err error)
 	ListKeys(ctx context.Context, p compute.Principal) ([]compute.SSHKey, error)
 	AddKey(ctx context.Context, p compute.Principal, name, publicKey string) (compute.SSHKey, error)
 	DeleteKey(ctx context.Context, p compute.Principal, id int64) error
@@ -140,6 +149,11 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodPost, "/compute/containers/:id/stop", auth.ScopeContainersWrite, s.stopContainer)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh", auth.ScopeContainersRead, s.getSSH)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh", auth.ScopeContainersWrite, s.putSSH)
+	s.handle(fiber.MethodGet, "/compute/containers/:id/ingress", auth.ScopeContainersRead, s.listIngress)
+	s.handle(fiber.MethodPost, "/compute/containers/:id/ingress", auth.ScopeContainersWrite, s.addIngress)
+	s.handle(fiber.MethodDelete, "/compute/containers/:id/ingress/:port", auth.ScopeContainersWrite, s.deleteIngress)
+	s.handle(fiber.MethodGet, "/compute/containers/:id/mounts", auth.ScopeContainersRead, s.getMounts)
+	s.handle(fiber.MethodPut, "/compute/containers/:id/mounts", auth.ScopeContainersWrite, s.putMounts)
 
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
 	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)

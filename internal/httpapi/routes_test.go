@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -180,6 +181,7 @@ func TestForeignIsAbsent(t *testing.T) {
 	a := newAPI(t, nil)
 	c := a.create(a.bobToken, "bobs", a.addKey(a.bobToken, "laptop"))
 	a.await(a.bobToken, c.ID, compute.StatusRunning)
+	a.do("POST", "/compute/containers/"+string(c.ID)+"/ingress", a.bobToken, `{"port":8080}`).into(t, 201, &ingressRule{})
 	before, err := a.store.Container(t.Context(), a.bob.ID, c.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +197,14 @@ func TestForeignIsAbsent(t *testing.T) {
 		{"POST", "/stop", ""},
 		{"GET", "/ssh", ""},
 		{"PUT", "/ssh", `{"ssh_enabled":true}`},
+		{"GET", "/ingress", ""},
+		{"POST", "/ingress", `{"port":443}`},
+		{"DELETE", "/ingress/8080", ""}, // bob's has a rule for it
+		{"DELETE", "/ingress/8081", ""},
+		{"DELETE", "/ingress/x", ""},
+		{"GET", "/mounts", ""},
+		{"PUT", "/mounts", `{"mount_paths":["/data"]}`},
+		{"PUT", "/mounts", `{"mount_paths":["/link"]}`},
 	} {
 		want := ""
 		for _, id := range ids {
@@ -212,8 +222,11 @@ func TestForeignIsAbsent(t *testing.T) {
 		a.do("DELETE", "/compute/ssh-keys/"+id, a.adaToken, "").isProblem(t, 404, compute.CodeNotFound, "")
 	}
 	after, err := a.store.Container(t.Context(), a.bob.ID, c.ID)
-	if err != nil || after.Generation != before.Generation || after.SSHEnabled || after.Status != compute.StatusRunning {
+	if err != nil || !reflect.DeepEqual(after, before) {
 		t.Errorf("somebody else's requests changed %+v to %+v (%v)", before, after, err)
+	}
+	if rules, err := a.store.IngressRules(t.Context(), a.bob.ID, c.ID); err != nil || len(rules) != 1 {
+		t.Errorf("somebody else's requests left the rules %+v (%v)", rules, err)
 	}
 }
 
@@ -224,6 +237,8 @@ func TestPathsAndMethods(t *testing.T) {
 		"/compute//containers", "//compute/containers", "/compute/containersx", "/compute/ssh-keys/", "/compute/containers/a1b2c3d4/",
 		"/compute/containers/a1b2c3d4/Start", "/compute/containers/a1b2c3d4/start/", "/compute/containers/a1b2c3d4/x", "/healthz/",
 		"/Healthz", "/%63ompute/containers", "/compute/./containers", "/compute/x/../containers", "/compute/containers/a1b2c3d4/ssh/x",
+		"/compute/containers/a1b2c3d4/Ingress", "/compute/containers/a1b2c3d4/ingress/", "/compute/containers/a1b2c3d4/ingress/80/x",
+		"/compute/containers/a1b2c3d4/mounts/", "/compute/containers/a1b2c3d4/mounts/root", "/compute/containers/a1b2c3d4/mount",
 		"/compute\\containers", "/compute/containers;x", "/compute/containers%2f", "/index.html", "/robots.txt", "/%00", "/%ff",
 	} {
 		for _, method := range []string{"GET", "POST", "DELETE"} {
@@ -244,6 +259,13 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/compute/containers/a1b2c3d4/start", "POST"},
 		{"PUT", "/compute/containers/a1b2c3d4/stop", "POST"},
 		{"POST", "/compute/containers/a1b2c3d4/ssh", "GET, HEAD, PUT"},
+		{"PUT", "/compute/containers/a1b2c3d4/ingress", "GET, HEAD, POST"},
+		{"DELETE", "/compute/containers/a1b2c3d4/ingress", "GET, HEAD, POST"},
+		{"GET", "/compute/containers/a1b2c3d4/ingress/80", "DELETE"},
+		{"PUT", "/compute/containers/a1b2c3d4/ingress/80", "DELETE"},
+		{"POST", "/compute/containers/a1b2c3d4/mounts", "GET, HEAD, PUT"},
+		{"DELETE", "/compute/containers/a1b2c3d4/mounts", "GET, HEAD, PUT"},
+		{"PATCH", "/compute/containers/a1b2c3d4/mounts", "GET, HEAD, PUT"},
 		{"PUT", "/compute/ssh-keys", "GET, HEAD, POST"},
 		{"GET", "/compute/ssh-keys/1", "DELETE"},
 		{"POST", "/healthz", "GET, HEAD"},
