@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"berth/internal/compute"
 	"berth/internal/containerd/hostnet"
 )
@@ -180,6 +182,32 @@ func TestDataDirectoryRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.down(false)
+}
+
+// TestStopGivesBack has what a stop drops go back to the host's disk, and not only to the container.
+func TestStopGivesBack(t *testing.T) {
+	r := newRig(t)
+	e := r.open()
+	s := newSpec()
+	r.provision(s)
+	r.run(s)
+	taken := func() int64 {
+		var st unix.Stat_t
+		if err := unix.Stat(e.volume(s.Ref).file, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512 >> 20
+	}
+	r.sh(s, "head -c 64M /dev/urandom >/tmp/loose; head -c 8M /dev/urandom >/root/kept; sync")
+	if n := taken(); n < 72 {
+		t.Fatalf("the volume takes %d MB of the disk, with 72 MB written", n)
+	}
+	stopped := s
+	stopped.Running = false
+	r.apply(stopped)
+	if n := taken(); n < 8 || n > 40 {
+		t.Errorf("the volume takes %d MB of the disk after a stop, with 8 MB kept", n)
+	}
 }
 
 // TestRoom refuses what the machine has no room for, before anything is made.

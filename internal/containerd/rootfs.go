@@ -166,6 +166,7 @@ func (t tree) dismantle(ctx context.Context, step func(string)) error {
 			return err
 		}
 		step("root dropped")
+		t.volume.trim()
 		if err := t.volume.unmount(ctx); err != nil {
 			return err
 		}

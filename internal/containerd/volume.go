@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -163,6 +165,22 @@ func (v volume) mount() error {
 	}
 	return nil
 }
+
+// trim gives what the mounted volume does not use back to the disk. The mount option does so at its leisure, and forgets at
+// the unmount what it had not come to. A disk that cannot take it back, or a fault, costs nobody anything but that.
+func (v volume) trim() {
+	d, err := os.Open(v.at)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	_ = unix.Syncfs(int(d.Fd())) // what a deletion freed is free once the journal says so
+	all := struct{ start, length, minimum uint64 }{length: math.MaxUint64}
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, d.Fd(), fitrim, uintptr(unsafe.Pointer(&all)))
+}
+
+// fitrim is FITRIM of linux/fs.h, which x/sys lacks: _IOWR('X', 121, struct fstrim_range).
+const fitrim = 0xc0185879
 
 func (v volume) unmount(ctx context.Context) error { return unmount(ctx, v.at) }
 
