@@ -99,8 +99,8 @@ func (l *Lobby) Run(ctx context.Context, s Session) int {
 	return exitUnknown
 }
 
-// astray says whether the client typed the name of a container where its id belongs, and if so tells it the id. The command
-// was meant for the container, so the lobby does not run it.
+// astray says whether the client typed the name of a container where its id belongs, or the id in capitals, and if so tells
+// it the id. The command was meant for the container, so the lobby does not run it.
 func (l *Lobby) astray(ctx context.Context, s Session) (bool, error) {
 	if s.Login == "" || s.Login == s.Principal.Username {
 		return false, nil
@@ -109,11 +109,15 @@ func (l *Lobby) astray(ctx context.Context, s Session) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	user, name, as := "", s.Login, strings.LastIndexByte(s.Login, '+')
+	if as >= 0 {
+		user, name = s.Login[:as+1], s.Login[as+1:]
+	}
 	named := false
 	for _, v := range views {
-		if v.Name == s.Login {
+		if v.Name == name || strings.EqualFold(string(v.ID), name) {
 			named = true
-			_, _ = fmt.Fprintf(s.Stderr, "berth: A container is reached by its id: %.80q is ssh %s@%s\n", v.Name, v.ID, l.zone)
+			_, _ = fmt.Fprintf(s.Stderr, "berth: A container is reached by its id: %.80q is ssh %.80s%s@%s\n", name, printable(user), v.ID, l.zone)
 		}
 	}
 	return named, nil

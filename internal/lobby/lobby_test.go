@@ -159,6 +159,13 @@ func TestNameForID(t *testing.T) {
 			t.Errorf("%q: %q, %q, %d", command, out, errs, code)
 		}
 	}
+	for login, want := range map[string]string{
+		"alice+dev-box": "ssh alice+a1b2c3d4@compute.example.com\n", "A1B2C3D4": "ssh a1b2c3d4@compute.example.com\n",
+	} {
+		if out, errs, code := h.runAs(t, login, "id"); out != "" || !strings.Contains(errs, want) || code != 255 {
+			t.Errorf("%s: %q, %q, %d", login, out, errs, code)
+		}
+	}
 	if out, errs, code := h.runAs(t, "root", "whoami"); out != "alice\n" || errs != "" || code != 0 {
 		t.Errorf("%q, %q, %d", out, errs, code)
 	}

@@ -121,7 +121,7 @@ func (z Zone) Jump(host string, port uint32) (compute.ContainerID, error) {
 	case err != nil && fold(host) == string(z):
 		return "", compute.Errorf(compute.CodeForbidden, "this is %s already; jump to <id>.%s", z, z)
 	case err != nil:
-		return "", compute.Errorf(compute.CodeForbidden, "this gateway connects to <id>.%s alone", z)
+		return "", compute.Errorf(compute.CodeForbidden, "this gateway connects to <id>.%s alone; ssh %s ls lists yours", z, z)
 	case port != SSHPort:
 		return "", compute.Errorf(compute.CodeForbidden,
 			"a jump is to port %d; log in to %s and forward from there", SSHPort, z.Hostname(id))
