@@ -17,7 +17,7 @@ sources := $(shell find cmd internal api web -type f ! -name '*_test.go' ! -path
 programs := bin/berth bin/berth-api bin/berth-gateway
 agent := bin/berth-agent-linux
 # Builds the image beside what follows. mkimage comes first, since two builds at a time compile what they share twice.
-with-image = $(MAKE) -j2 packages build/mkimage && $(MAKE) -j2 image
+with-image = $(MAKE) --silent -j2 packages build/mkimage && $(MAKE) --silent -j2 image
 
 .PHONY: help
 help: ## List the targets
@@ -29,7 +29,8 @@ up: ask-root ## Install what is missing, build, and run Berth in the foreground 
 	@$(root) bin/berth up $(ARGS)
 
 .PHONY: down
-down: build ## Stop Berth and its containers (ARGS=--delete removes all they have)
+down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they have)
+	@[ -x bin/berth ] || $(MAKE) --silent $(programs)
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
