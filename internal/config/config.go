@@ -174,7 +174,7 @@ func (c Config) Validate() error {
 	}
 	if c.Subnet != "" {
 		if p, err := netip.ParsePrefix(c.Subnet); err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() < 16 || p.Bits() > 29 {
-			bad("subnet", "%q is not an IPv4 prefix of 16 to 29 bits, such as 10.99.0.0/22", c.Subnet)
+			bad("subnet", "%q is not an IPv4 network from /16 to /29 by its first address, such as 10.99.0.0/22", c.Subnet)
 		}
 	}
 	if c.DNSUpstream != "" {
