@@ -72,13 +72,27 @@ func (s *Service) ListContainers(ctx context.Context, p compute.Principal) ([]Co
 	if err != nil {
 		return nil, err
 	}
+	return s.views(ctx, list), nil
+}
+
+// ListContainersAt is ListContainers for a reader of events: it also returns the number of the last event whose change the
+// list shows.
+func (s *Service) ListContainersAt(ctx context.Context, p compute.Principal) ([]ContainerView, int64, error) {
+	list, seq, err := s.store.ContainersAt(ctx, p.User)
+	if err != nil {
+		return nil, 0, err
+	}
+	return s.views(ctx, list), seq, nil
+}
+
+func (s *Service) views(ctx context.Context, list []compute.Container) []ContainerView {
 	views := make([]ContainerView, len(list))
 	var wg sync.WaitGroup
 	for i, c := range list {
 		wg.Go(func() { views[i] = s.view(ctx, c) })
 	}
 	wg.Wait()
-	return views, nil
+	return views
 }
 
 func (s *Service) view(ctx context.Context, c compute.Container) ContainerView {

@@ -29,6 +29,8 @@ type Store interface {
 	// not keys of c.Owner, CodeLimit at limit.
 	CreateContainer(ctx context.Context, c compute.Container, limit int) (compute.Container, error)
 	Containers(ctx context.Context, owner compute.UserID) ([]compute.Container, error)
+	// ContainersAt also returns the number of the last event whose change the list shows; both are of one snapshot.
+	ContainersAt(ctx context.Context, owner compute.UserID) ([]compute.Container, int64, error)
 	Container(ctx context.Context, owner compute.UserID, id compute.ContainerID) (compute.Container, error)
 	// SetDesired stores d with a new generation. It changes nothing when d stands already, except that DesiredRunning on a
 	// failed container is a new attempt. A start sets the status to pending; a stop leaves it to what is observed.

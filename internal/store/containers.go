@@ -155,6 +155,21 @@ func (r *Reader) Containers(ctx context.Context, owner compute.UserID) ([]comput
 	return list, mapError(ctx, "list containers", err)
 }
 
+// ContainersAt returns the owner's containers and the number of the last event whose change they show, from one snapshot: a
+// reader of events goes on from there, and sees nothing twice and nothing too late.
+func (r *Reader) ContainersAt(
+	ctx context.Context, owner compute.UserID,
+) (list []compute.Container, seq int64, err error) {
+	err = r.read(ctx, "list containers", func(q querier) error {
+		if err := q.QueryRowContext(ctx, queryLastEvent).Scan(&seq); err != nil {
+			return err
+		}
+		list, err = collect(ctx, q, scanContainer, queryContainers, compute.NoSlot, owner)
+		return err
+	})
+	return list, seq, err
+}
+
 // Container returns one of the owner's containers.
 func (r *Reader) Container(ctx context.Context, owner compute.UserID, id compute.ContainerID) (compute.Container, error) {
 	c, err := ownContainer(ctx, r.db, owner, id)

@@ -8,8 +8,11 @@ import (
 	"berth/internal/compute"
 )
 
-const queryEvents = `SELECT seq, at, kind, owner, container, key, status, status_message
+const (
+	queryEvents = `SELECT seq, at, kind, owner, container, key, status, status_message
 	FROM events WHERE seq > ? ORDER BY seq LIMIT ?`
+	queryLastEvent = `SELECT seq FROM event_counter`
+)
 
 // pruneEvery is how many events pass between two removals of old ones: a removal is part of a user's transaction, so it
 // stays small.
@@ -56,7 +59,7 @@ func scanEvent(row scanner) (compute.Event, error) {
 
 // LastEvent returns the number of the newest event; 0 before the first.
 func (r *Reader) LastEvent(ctx context.Context) (seq int64, err error) {
-	err = r.db.QueryRowContext(ctx, `SELECT seq FROM event_counter`).Scan(&seq)
+	err = r.db.QueryRowContext(ctx, queryLastEvent).Scan(&seq)
 	return seq, mapError(ctx, "read the last event", err)
 }
 
