@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -33,6 +34,10 @@ type Config struct {
 	SSHAddr  string `koanf:"ssh-addr" help:"address for SSH, host:port; port 0 picks a free one"`
 	Zone     string `koanf:"zone" help:"DNS zone of the containers' hostnames"`
 
+	ExternalIP     string   `koanf:"external-ip" help:"IPv4 at which clients reach the gateway; empty takes ssh-addr's where that is one"`
+	PublicURL      string   `koanf:"public-url" help:"the API's address as browsers see it, such as https://api.example.com; empty goes by the Host header"`
+	AllowedOrigins []string `koanf:"allowed-origins" help:"addresses of other web pages that may use the API as their visitors"`
+
 	Image      string `koanf:"image" help:"archive of the base image, made by make image"`
 	Agent      string `koanf:"agent" help:"agent binary for this machine's architecture"`
 	Containerd string `koanf:"containerd" help:"containerd binary to start"`
@@ -48,6 +53,8 @@ type Config struct {
 
 	ContainersPerUser int `koanf:"containers-per-user" help:"containers that one user may have"`
 	KeysPerUser       int `koanf:"keys-per-user" help:"SSH keys that one user may have"`
+	FeedClients       int `koanf:"feed-clients" help:"clients of the live feed"`
+	FeedsPerUser      int `koanf:"feed-clients-per-user" help:"clients of the live feed that one user may have"`
 
 	LogLevel  string `koanf:"log-level" help:"debug, info, warn or error"`
 	LogFormat string `koanf:"log-format" help:"text or json"`
@@ -62,6 +69,7 @@ func Default() Config {
 		Containerd: "containerd", ReserveGB: 5,
 		AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM"},
 		TokenTTL:  24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
+		FeedClients: 10_000, FeedsPerUser: 100,
 		LogLevel: "info", LogFormat: "text",
 	}
 }
@@ -117,7 +125,7 @@ func Load(fs *pflag.FlagSet) (Config, error) {
 		switch {
 		case !k.Exists(name) || value == "":
 			return "", nil
-		case name == "accept-env":
+		case name == "accept-env", name == "allowed-origins":
 			return name, strings.Split(value, ",")
 		}
 		return name, value
@@ -172,6 +180,10 @@ func (c Config) Validate() error {
 			break
 		}
 	}
+	if ip, err := netip.ParseAddr(c.ExternalIP); c.ExternalIP != "" && (err != nil || !ip.Is4() || ip.IsUnspecified()) {
+		bad("external-ip", "%q is not an IPv4 address, such as 192.0.2.1", c.ExternalIP)
+	}
+	c.checkOrigins(bad)
 	if c.Subnet != "" {
 		if p, err := netip.ParsePrefix(c.Subnet); err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() < 16 || p.Bits() > 29 {
 			bad("subnet", "%q is not an IPv4 network from /16 to /29 by its first address, such as 10.99.0.0/22", c.Subnet)
@@ -194,6 +206,9 @@ func (c Config) Validate() error {
 	if c.KeysPerUser < 1 || c.KeysPerUser > 1000 {
 		bad("keys-per-user", "choose from 1 to 1000")
 	}
+	if c.FeedClients < 1 || c.FeedClients > 1_000_000 || c.FeedsPerUser < 1 || c.FeedsPerUser > c.FeedClients {
+		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
+	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		bad("log-format", "choose text or json")
 	}
@@ -203,6 +218,46 @@ func (c Config) Validate() error {
 		bad("log-level", "choose debug, info, warn or error")
 	}
 	return errors.Join(errs...)
+}
+
+var webOrigin = regexp.MustCompile(`^https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+
+// checkOrigins refuses what no browser sends as an Origin, and pages that tenants may serve.
+func (c Config) checkOrigins(bad func(setting, format string, args ...any)) {
+	check := func(setting, origin string) {
+		u, err := url.Parse(origin)
+		switch {
+		case err != nil || !webOrigin.MatchString(origin):
+			bad(setting, "%q is not scheme://host in lowercase, without a path, such as https://api.example.com", origin)
+		case strings.HasSuffix(strings.TrimSuffix(u.Hostname(), "."), "."+c.Zone):
+			bad(setting, "%q is in the zone %s, where pages are the containers'", origin, c.Zone)
+		}
+	}
+	if c.PublicURL != "" {
+		check("public-url", c.PublicURL)
+	}
+	for _, origin := range c.AllowedOrigins {
+		check("allowed-origins", origin)
+	}
+}
+
+// GatewayIP is the IPv4 at which clients reach the gateway; empty where the settings do not tell.
+func (c Config) GatewayIP() string {
+	if c.ExternalIP != "" {
+		return c.ExternalIP
+	}
+	host, _, err := net.SplitHostPort(c.SSHAddr)
+	if err != nil {
+		return ""
+	}
+	if host == "localhost" {
+		return "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil || !ip.Is4() || ip.IsUnspecified() {
+		return ""
+	}
+	return ip.String()
 }
 
 func checkAddr(addr string) error {

@@ -79,15 +79,32 @@ func TestBadSettings(t *testing.T) {
 		"--zone=Compute.Example":     "zone",
 		"--zone=a..b":                "zone",
 		"--zone=":                    "zone",
-		"--subnet=10.0.0.1/16":       "subnet",
-		"--subnet=fd00::/64":         "subnet",
-		"--dns-upstream=9.9.9.9":     "dns-upstream",
-		"--reserve-gb=-1":            "reserve-gb",
-		"--token-ttl=1s":             "token-ttl",
-		"--containers-per-user=0":    "containers-per-user",
-		"--keys-per-user=9999":       "keys-per-user",
-		"--log-format=xml":           "log-format",
-		"--log-level=loud":           "log-level",
+		"--external-ip=::1":          "external-ip",
+		"--external-ip=0.0.0.0":      "external-ip",
+		"--external-ip=example.com":  "external-ip",
+		"--public-url=example.com":   "public-url",
+		"--public-url=https://a.b/":  "public-url",
+		"--public-url=HTTPS://a.b":   "public-url",
+		"--public-url=https://u@a.b": "public-url",
+		"--public-url=ftp://a.b":     "public-url",
+		"--allowed-origins=null":     "allowed-origins",
+		"--allowed-origins=*":        "allowed-origins",
+		// A tenant's page is no page of the operator's, whatever the spelling.
+		"--public-url=https://api.compute.localhost":                        "in the zone",
+		"--public-url=https://api.compute.localhost.:8443":                  "in the zone",
+		"--allowed-origins=https://a.b,http://a1b2c3d4.compute.localhost:1": "in the zone",
+		"--feed-clients=0":          "feed-clients",
+		"--feed-clients=5":          "feed-clients",
+		"--feed-clients-per-user=0": "feed-clients",
+		"--subnet=10.0.0.1/16":      "subnet",
+		"--subnet=fd00::/64":        "subnet",
+		"--dns-upstream=9.9.9.9":    "dns-upstream",
+		"--reserve-gb=-1":           "reserve-gb",
+		"--token-ttl=1s":            "token-ttl",
+		"--containers-per-user=0":   "containers-per-user",
+		"--keys-per-user=9999":      "keys-per-user",
+		"--log-format=xml":          "log-format",
+		"--log-level=loud":          "log-level",
 	} {
 		if _, err := load(t, "", arg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error is %v", arg, err)
@@ -108,6 +125,35 @@ func TestBadSettings(t *testing.T) {
 	}
 	if _, err := load(t, "", "--http-addr=0.0.0.0:80", "--allow-plain-http"); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestOrigins(t *testing.T) {
+	cleared(t)
+	t.Setenv("BERTH_ALLOWED_ORIGINS", "https://dash.example.com,http://127.0.0.1:5173")
+	c, err := load(t, "", "--public-url=https://compute.localhost")
+	if err != nil || len(c.AllowedOrigins) != 2 || c.AllowedOrigins[1] != "http://127.0.0.1:5173" || c.PublicURL != "https://compute.localhost" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestGatewayIP(t *testing.T) {
+	for _, tc := range []struct{ external, ssh, want string }{
+		{"", "127.0.0.1:2222", "127.0.0.1"},
+		{"", "localhost:2222", "127.0.0.1"},
+		{"", "192.0.2.7:22", "192.0.2.7"},
+		{"", "0.0.0.0:22", ""},
+		{"", ":22", ""},
+		{"", "[::]:22", ""},
+		{"", "[::1]:22", ""},
+		{"192.0.2.9", "0.0.0.0:22", "192.0.2.9"},
+		{"192.0.2.9", "127.0.0.1:22", "192.0.2.9"},
+	} {
+		c := config.Default()
+		c.ExternalIP, c.SSHAddr = tc.external, tc.ssh
+		if got := c.GatewayIP(); got != tc.want {
+			t.Errorf("external-ip %q, ssh-addr %q: %q, want %q", tc.external, tc.ssh, got, tc.want)
+		}
 	}
 }
 
