@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -209,9 +210,26 @@ func (b *berth) openEvents(ctx context.Context, src event.Source) error {
 // openAPI makes the REST server, on l.
 func (b *berth) openAPI(l net.Listener) {
 	api := httpapi.New(httpapi.Config{
-		Service: b.control, Verifier: b.authority, Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
+		Service: b.control, Verifier: b.authority, Events: b.bus.Load(), Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
+		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
+		MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
 	})
 	b.edges = append(b.edges, edge{func() error { return api.Serve(l) }, api.Shutdown})
+}
+
+// feedClients is how many clients of the feed there may be: as many as the settings say, but for the files that this process may
+// open. What else it has open, connections to REST and SSH above all, has a quarter of them.
+func (b *berth) feedClients() int {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return b.cfg.FeedClients
+	}
+	most := int(min(files.Cur/4*3, math.MaxInt32))
+	if most < b.cfg.FeedClients {
+		b.log.Warn("the limit of open files leaves room for fewer clients of the feed", "feed_clients", most, "open_files", files.Cur)
+		return most
+	}
+	return b.cfg.FeedClients
 }
 
 // openOperator makes the server of the operator's commands, on l.

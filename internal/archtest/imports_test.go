@@ -68,6 +68,7 @@ var onlyUser = map[string]string{
 	"github.com/containerd/go-cni":     "internal/containerd",
 	"github.com/containerd/containerd": "internal/containerd",
 	"github.com/gofiber":               "internal/httpapi",
+	"github.com/fasthttp":              "internal/httpapi",
 	"github.com/charmbracelet/wish":    "internal/sshproxy",
 	"k8s.io/client-go":                 "internal/k8s",
 	"modernc.org/sqlite":               "internal/store",

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"berth/internal/auth"
 	"berth/internal/compute"
 	"berth/internal/control"
+	"berth/internal/event"
 	"berth/internal/store"
 )
 
@@ -101,6 +103,9 @@ type api struct {
 	key      ed25519.PrivateKey
 	log      *lockedBuffer
 	commits  chan struct{} // a hint after each
+	bus      atomic.Pointer[event.Bus]
+	stopBus  func()
+	narrow   atomic.Bool // see narrowing
 	client   *http.Client
 	ada, bob compute.User
 	adaToken string
@@ -108,13 +113,18 @@ type api struct {
 }
 
 type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu    sync.Mutex
+	b     bytes.Buffer
+	wrote chan struct{} // a hint after each write, where it is set
 }
 
 func (b *lockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	select {
+	case b.wrote <- struct{}{}:
+	default:
+	}
 	return b.b.Write(p)
 }
 
@@ -128,7 +138,8 @@ func (b *lockedBuffer) String() string {
 func newAPI(t *testing.T, edit func(*Config)) *api {
 	t.Helper()
 	a := &api{
-		t: t, engine: &engine{running: map[compute.Ref]bool{}}, log: &lockedBuffer{}, commits: make(chan struct{}, 1),
+		t: t, engine: &engine{running: map[compute.Ref]bool{}}, commits: make(chan struct{}, 1),
+		log:    &lockedBuffer{wrote: make(chan struct{}, 1)},
 		client: &http.Client{Transport: &http.Transport{}, Timeout: patience},
 	}
 	var err error
@@ -137,16 +148,27 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 		case a.commits <- struct{}{}:
 		default:
 		}
+		if bus := a.bus.Load(); bus != nil {
+			bus.Hint()
+		}
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	bus, err := event.Open(t.Context(), a.store, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.bus.Store(bus)
 	service := control.New(control.Config{
 		Store: a.store, Engine: a.engine, Limits: compute.DefaultLimits(), Types: compute.DefaultInstanceTypes(),
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	ran := make(chan error, 1)
+	ran := make(chan error, 2)
 	go func() { ran <- service.Run(ctx) }()
+	busCtx, stopBus := context.WithCancel(ctx)
+	a.stopBus = stopBus
+	go func() { ran <- bus.Run(busCtx) }()
 
 	if _, a.key, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
@@ -156,7 +178,7 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 	a.bob, a.bobToken = a.account("bob")
 
 	c := Config{
-		Service: service, Verifier: a.tokens, Zone: zone,
+		Service: service, Verifier: a.tokens, Events: bus, Zone: zone,
 		Log: slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {
@@ -174,8 +196,10 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 			t.Errorf("serve: %v", err)
 		}
 		cancel()
-		if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("control: %v", err)
+		for range cap(ran) {
+			if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
+				t.Errorf("control, or the bus: %v", err)
+			}
 		}
 		if err := a.store.Close(); err != nil {
 			t.Errorf("close the store: %v", err)
@@ -193,7 +217,7 @@ func (a *api) serve(c Config) <-chan error {
 	a.server, a.addr = New(c), ln.Addr().String()
 	a.url = "http://" + a.addr
 	served := make(chan error, 1)
-	go func() { served <- a.server.Serve(ln) }()
+	go func() { served <- a.server.Serve(narrowing{ln, &a.narrow}) }()
 	return served
 }
 

@@ -14,26 +14,8 @@ import (
 
 // authenticate returns who acts. The token must allow scope.
 func (s *Server) authenticate(ctx context.Context, c *fiber.Ctx, scope auth.Scope) (compute.Principal, error) {
-	r := requestOf(c.Context())
-	var headers []string
-	for _, h := range c.Request().Header.PeekAll(fiber.HeaderAuthorization) {
-		headers = append(headers, string(h))
-	}
-	token, err := bearer(headers)
-	if err != nil {
-		return compute.Principal{}, err
-	}
-	g, err := s.verifier.Verify(ctx, token)
-	if err != nil {
-		r.badToken = true
-		return compute.Principal{}, err
-	}
-	r.user, r.tokenID = g.User, g.TokenID
-	if !g.Allows(scope) {
-		err := compute.Errorf(compute.CodeForbidden, "This token is not for that; it needs the scope %s.", scope)
-		return compute.Principal{}, err
-	}
-	return g.Principal, nil
+	cred, err := s.admit(ctx, c, scope, headerOrCookie)
+	return cred.Principal, err
 }
 
 // bearer reads the token from the values of Authorization headers (RFC 6750, section 2.1).
@@ -63,10 +45,12 @@ func notToken68(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._~+/", r)
 }
 
-// challenge is the WWW-Authenticate header (RFC 6750, section 3).
+// challenge is the WWW-Authenticate header (RFC 6750, section 3); empty where another token would not help.
 func (s *Server) challenge(r *request, status int) string {
 	realm := fmt.Sprintf("Bearer realm=%q", s.zone)
 	switch {
+	case r.badOrigin:
+		return ""
 	case status == http.StatusForbidden:
 		return realm + `, error="insufficient_scope"`
 	case r.badToken:

@@ -45,7 +45,9 @@ func TestEveryRouteNeedsAToken(t *testing.T) {
 	a := newAPI(t, nil)
 	listed := 0
 	for _, route := range a.server.app.GetRoutes() {
-		if route.Path != "/healthz" {
+		switch route.Path {
+		case "/healthz", "/compute/ws", "/compute/session", "/compute/ws-ticket": // these have tests of their own
+		default:
 			listed++
 		}
 	}

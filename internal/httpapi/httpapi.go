@@ -1,4 +1,4 @@
-// Package httpapi is the REST surface: the contract's routes, its JSON and its statuses, on fiber.
+// Package httpapi is the REST surface and the live feed: the contract's routes, its JSON and its statuses, on fiber.
 //
 // It reads requests strictly, asks the control plane, and writes what comes back; limits and rules about containers and
 // keys are not its own. It refuses what it cannot read in full, and answers each refusal as application/problem+json
@@ -22,12 +22,14 @@ import (
 	"berth/internal/auth"
 	"berth/internal/compute"
 	"berth/internal/control"
+	"berth/internal/event"
 )
 
 // Service is the control plane's use cases, as this edge needs them. An id that is absent and one of somebody else's
 // are the same CodeNotFound. Errors that clients may read are *compute.Error.
 type Service interface {
 	ListContainers(ctx context.Context, p compute.Principal) ([]control.ContainerView, error)
+	ListContainersAt(ctx context.Context, p compute.Principal) (list []control.ContainerView, seq int64, err error)
 	CreateContainer(ctx context.Context, p compute.Principal, r compute.ContainerRequest) (control.ContainerView, error)
 	GetContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
 	StartContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
@@ -54,12 +56,26 @@ type Verifier interface {
 	Verify(ctx context.Context, token string) (auth.Grant, error)
 }
 
-// Config is what a Server is made of. Service, Verifier and Zone are required; zero elsewhere takes the default.
+// Events is the stream of committed changes: see event.Bus.
+type Events interface {
+	Subscribe(owner compute.UserID, buffer int) *event.Subscription
+}
+
+// Config is what a Server is made of. Service, Verifier, Events and Zone are required; zero elsewhere takes the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
+	Events   Events
 	Zone     string
 	Log      *slog.Logger
+
+	PublicURL      string   // the API's own origin as browsers see it; empty: the Host header says
+	AllowedOrigins []string // of other web pages that may use it with a user's session
+	ExternalIP     string   // the gateway's IPv4, for the feed; empty: unknown
+
+	MaxFeeds        int // feed clients; one more is told 503
+	MaxFeedsPerUser int // of one account; one more is told 429
+	feedTimes       feedTimes
 
 	MaxConns       int           // open connections; one more is told 503 and closed
 	ReadTimeout    time.Duration // for one request, headers and body
@@ -85,11 +101,18 @@ const (
 
 // Server serves the API. Its methods may be called concurrently.
 type Server struct {
-	service  Service
-	verifier Verifier
-	zone     string
-	log      *slog.Logger
-	timeout  time.Duration
+	service    Service
+	verifier   Verifier
+	events     Events
+	zone       string
+	origins    origins
+	externalIP string
+	log        *slog.Logger
+	timeout    time.Duration
+	tickets    *tickets
+	feeds      *feeds
+
+	writeBuffers sync.Pool // of WebSockets
 
 	app   *fiber.App
 	next  fasthttp.RequestHandler // fiber's
@@ -107,9 +130,12 @@ type Server struct {
 // New returns a Server. It does no I/O.
 func New(c Config) *Server {
 	s := &Server{
-		service: c.Service, verifier: c.Verifier, zone: c.Zone, log: c.Log,
+		service: c.Service, verifier: c.Verifier, events: c.Events, zone: c.Zone, log: c.Log,
+		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
+		tickets: newTickets(time.Now),
 	}
+	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -158,6 +184,12 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
 	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)
 	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
+
+	// These authenticate by themselves.
+	s.open(fiber.MethodPost, "/compute/session", s.openSession)
+	s.open(fiber.MethodDelete, "/compute/session", s.closeSession)
+	s.open(fiber.MethodPost, "/compute/ws-ticket", s.issueTicket)
+	s.app.Get("/compute/ws", s.openFeed)
 }
 
 // answer is what a handler returns: a status and what goes into the body as JSON.
@@ -170,21 +202,27 @@ type answer struct {
 func (s *Server) handle(
 	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, compute.Principal) (answer, error),
 ) {
-	s.app.Add(method, path, func(c *fiber.Ctx) error {
-		ctx := requestOf(c.Context()).ctx
+	s.open(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
 		p, err := s.authenticate(ctx, c, scope)
 		if err != nil {
-			return err
+			return answer{}, err
 		}
-		a, err := f(ctx, c, p)
+		return f(ctx, c, p)
+	})
+	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
+		s.handle(fiber.MethodHead, path, scope, f)
+	}
+}
+
+// open registers f, which lets in whom it likes.
+func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {
+	s.app.Add(method, path, func(c *fiber.Ctx) error {
+		a, err := f(requestOf(c.Context()).ctx, c)
 		if err != nil {
 			return err
 		}
 		return writeJSON(c.Context(), a.status, "application/json", a.body)
 	})
-	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
-		s.handle(fiber.MethodHead, path, scope, f)
-	}
 }
 
 // Serve answers on ln, which it closes, until Shutdown or until ln fails. It returns nil after Shutdown.
@@ -199,18 +237,23 @@ func (s *Server) Serve(ln net.Listener) error {
 // errStopping is why requests end that are under way when Shutdown's patience does.
 var errStopping = errors.New("the server is stopping")
 
-// Shutdown stops accepting, ends idle connections at once and waits for the requests under way. When ctx ends first,
-// they are cancelled, every connection is closed, and the error is ctx's. When it returns, no request and no connection
-// is left.
+// Shutdown stops accepting, ends idle connections at once, says goodbye on WebSockets, and waits for these and for the
+// requests under way. When ctx ends first, they are cancelled, every connection is closed, and the error is ctx's. When it
+// returns, no request and no connection is left.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.conns.stop()
-	err := s.app.ShutdownWithContext(ctx)
+	s.feeds.stop()
+	err := s.app.ShutdownWithContext(ctx) // which knows nothing of WebSockets
+	if werr := s.feeds.wait(ctx); err == nil {
+		err = werr
+	}
 	s.end(errStopping)
 	s.conns.abort()
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
 	s.inflight.Wait()
+	s.feeds.running.Wait()
 	s.conns.wait()
 	return err
 }

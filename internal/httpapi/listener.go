@@ -31,6 +31,7 @@ type connSet struct {
 
 	mu       sync.Mutex
 	open     map[*conn]struct{} // those being served
+	taken    map[*conn]struct{} // those that are no longer HTTP's: see take
 	refused  map[*conn]struct{} // those being told that there are too many
 	stopping chan struct{}      // closed by stop
 	listener map[*listener]struct{}
@@ -40,7 +41,8 @@ type connSet struct {
 func newConnSet(limit int, log *slog.Logger) *connSet {
 	return &connSet{
 		limit: limit, log: log, stopping: make(chan struct{}),
-		open: make(map[*conn]struct{}), refused: make(map[*conn]struct{}), listener: make(map[*listener]struct{}),
+		open: make(map[*conn]struct{}), taken: make(map[*conn]struct{}), refused: make(map[*conn]struct{}),
+		listener: make(map[*listener]struct{}),
 	}
 }
 
@@ -87,7 +89,7 @@ func (s *connSet) stop() {
 func (s *connSet) abort() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, set := range []map[*conn]struct{}{s.open, s.refused} {
+	for _, set := range []map[*conn]struct{}{s.open, s.taken, s.refused} {
 		for c := range set {
 			_ = c.Conn.Close()
 		}
@@ -119,11 +121,26 @@ func (s *connSet) admit(nc net.Conn) (*conn, bool) {
 	}
 }
 
-func (s *connSet) forget(c *conn) {
+// take takes c out of what the limit counts: it becomes a WebSocket, which has a limit of its own. closed is called once it
+// is closed, whether or not its handshake was ever answered.
+func (s *connSet) take(c *conn, closed func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, c)
+	s.taken[c] = struct{}{}
+	c.closed = closed
+}
+
+func (s *connSet) forget(c *conn) {
+	s.mu.Lock()
+	delete(s.open, c)
+	delete(s.taken, c)
 	delete(s.refused, c)
+	closed := c.closed
+	s.mu.Unlock()
+	if closed != nil {
+		closed()
+	}
 }
 
 // listener hands out admitted connections, and outlives a shortage of descriptors: fasthttp takes any error for the
@@ -190,7 +207,8 @@ type conn struct {
 	spoke  atomic.Bool // something was read
 	linger atomic.Bool // close gently: the client may still be sending
 	once   sync.Once
-	err    error // of the close; written in once
+	err    error  // of the close; written in once
+	closed func() // see take; guarded by set.mu
 }
 
 func (c *conn) Read(b []byte) (int, error) {

@@ -20,6 +20,8 @@ const (
 	codeHeaderTooLong compute.Code = "headers_too_large" // over maxHeader
 	codeSlow          compute.Code = "request_timeout"   // not all of it came in time
 	codeUnknownMethod compute.Code = "method_not_known"  // no method of HTTP
+	codeUpgrade       compute.Code = "upgrade_required"  // the path is a WebSocket's
+	codeTooMany       compute.Code = "too_many_requests" // of one account, just now
 	problemType                    = "application/problem+json"
 	retryAfter                     = "5" // seconds
 )
@@ -47,6 +49,8 @@ var statuses = map[compute.Code]int{
 	codeHeaderTooLong: http.StatusRequestHeaderFieldsTooLarge,
 	codeSlow:          http.StatusRequestTimeout,
 	codeUnknownMethod: http.StatusNotImplemented,
+	codeUpgrade:       http.StatusUpgradeRequired,
+	codeTooMany:       http.StatusTooManyRequests,
 }
 
 // What is said where no handler is reached.
@@ -120,8 +124,10 @@ func (s *Server) fail(fctx *fasthttp.RequestCtx, err error) {
 	h := &fctx.Response.Header
 	switch p.Status {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		h.Set("WWW-Authenticate", s.challenge(r, p.Status))
-	case http.StatusServiceUnavailable:
+		if text := s.challenge(r, p.Status); text != "" {
+			h.Set("WWW-Authenticate", text)
+		}
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		h.Set("Retry-After", retryAfter)
 	}
 	if p.Status >= http.StatusInternalServerError {

@@ -25,10 +25,11 @@ type request struct {
 	began time.Time
 
 	// For the log. The token itself is nowhere here.
-	user     compute.UserID
-	tokenID  string
-	badToken bool // a token was there, and refused
-	err      error
+	user      compute.UserID
+	tokenID   string
+	badToken  bool // a token was there, and refused
+	badOrigin bool // the page that asks may not
+	err       error
 }
 
 type requestKey struct{}
