@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fasthttp/websocket"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -54,7 +55,7 @@ func TestScripts(t *testing.T) {
 			"api": command(cmdAPI), "json": command(cmdJSON), "problem": command(cmdProblem),
 			"container": command(cmdContainer), "await": command(cmdAwait),
 			"sh": command(cmdSh), "exits": command(cmdExits), "keep": command(cmdKeep),
-			"signal": command(cmdSignal),
+			"signal": command(cmdSignal), "feed": command(cmdFeed), "hears": command(cmdHears),
 		},
 	})
 }
@@ -85,6 +86,7 @@ type script struct {
 	me       *account
 	accounts map[string]*account
 	answer   []byte // of the last api
+	feeds    map[string]*websocket.Conn
 }
 
 type scriptKey struct{}
