@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,18 +37,12 @@ func findInvoker() (invoker, error) {
 	return in, nil
 }
 
-var notInUsername = regexp.MustCompile(`[^a-z0-9]+`)
-
 // username returns the name of the invoker's account: their login name as a DNS label, or "admin" for root.
 func (in invoker) username() string {
-	name := strings.Trim(notInUsername.ReplaceAllString(strings.ToLower(in.name), "-"), "-")
-	if len(name) > 32 {
-		name = strings.Trim(name[:32], "-")
+	if name := compute.UsernameFrom(in.name); name != "" && in.uid != 0 {
+		return name
 	}
-	if in.uid == 0 || compute.ValidateUsername(name) != nil {
-		return "admin"
-	}
-	return name
+	return "admin"
 }
 
 // identity is a public key of the invoker's and the file that ssh_config names for it.

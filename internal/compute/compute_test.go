@@ -270,3 +270,41 @@ func TestErrorsHideTheirCause(t *testing.T) {
 		t.Error("an unknown error is not internal")
 	}
 }
+
+// A name for somebody new is what they wish for as far as it goes, and always valid.
+func TestUsernameCandidates(t *testing.T) {
+	for wish, first := range map[string]string{
+		"ada": "ada", "Ada Lovelace": "ada-lovelace", `CORP\Ada.B`: "corp-ada-b", "ada@example.com": "ada-example-com",
+		"deadbeef": "user-", "": "user-", "___": "user-", "\x00": "user-", "日本": "user-", "-a-": "a", "ÅDA": "da",
+		strings.Repeat("x", 500): strings.Repeat("x", 32),
+	} {
+		list := compute.UsernameCandidates(wish, "issuer subject")
+		if len(list) < 3 || !strings.HasPrefix(list[0], first) {
+			t.Errorf("%q: %q, want one that begins with %q", wish, list, first)
+		}
+		seen := map[string]bool{}
+		for _, name := range list {
+			if err := compute.ValidateUsername(name); err != nil || seen[name] {
+				t.Errorf("%q: %q: %v", wish, name, err)
+			}
+			seen[name] = true
+		}
+	}
+	a, b := compute.UsernameCandidates("ada", "x"), compute.UsernameCandidates("ada", "y")
+	if a[0] != b[0] || a[1] == b[1] {
+		t.Errorf("%q and %q", a, b)
+	}
+}
+
+func FuzzUsernameCandidates(f *testing.F) {
+	f.Add("ada", "x")
+	f.Add("Ada Lovelace", "y")
+	f.Add("deadbeef", "")
+	f.Fuzz(func(t *testing.T, wish, seed string) {
+		for _, name := range compute.UsernameCandidates(wish, seed) {
+			if err := compute.ValidateUsername(name); err != nil {
+				t.Errorf("%q: %q: %v", wish, name, err)
+			}
+		}
+	})
+}

@@ -14,7 +14,8 @@ const (
 	EventContainerPurged  EventKind = "container.purged"  // the engine reports it absent
 	EventKeyAdded         EventKind = "key.added"
 	EventKeyDeleted       EventKind = "key.deleted"
-	EventUserChanged      EventKind = "user.changed" // made, disabled, enabled, role
+	EventUserChanged      EventKind = "user.changed"  // made, disabled, enabled, role
+	EventTokenRevoked     EventKind = "token.revoked" // Token is set: what it opened must close
 )
 
 // Event is one committed change, numbered in commit order without gaps.
@@ -25,6 +26,7 @@ type Event struct {
 	Owner         UserID
 	Container     ContainerID // empty where the event is not about one
 	KeyID         int64       // 0 where the event is not about one
+	Token         string      // a token's id; empty where the event is not about one
 	Status        Status
 	StatusMessage string
 }

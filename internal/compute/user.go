@@ -1,7 +1,10 @@
 package compute
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -52,4 +55,41 @@ func ValidateUsername(s string) error {
 		return Invalid("username", "A username of 8 hex digits looks like a container's id; choose another.")
 	}
 	return nil
+}
+
+var notInUsername = regexp.MustCompile(`[^a-z0-9]+`)
+
+// UsernameFrom returns what a name is as a username, or "" where too little of it is left.
+func UsernameFrom(name string) string {
+	return usernameOf(name, 32)
+}
+
+func usernameOf(name string, length int) string {
+	name = strings.Trim(notInUsername.ReplaceAllString(strings.ToLower(name), "-"), "-")
+	if len(name) > length {
+		name = strings.Trim(name[:length], "-")
+	}
+	if ValidateUsername(name) != nil {
+		return ""
+	}
+	return name
+}
+
+// UsernameCandidates returns usernames for somebody who would like to have a certain one, the nearest first: it alone, then
+// with more and more of a number that is made of seed, which names the person for ever.
+func UsernameCandidates(wish, seed string) []string {
+	sum := sha256.Sum256([]byte(seed))
+	digits := hex.EncodeToString(sum[:])
+	var list []string
+	if name := UsernameFrom(wish); name != "" {
+		list = append(list, name)
+	}
+	for _, n := range []int{4, 10, 20} {
+		base := usernameOf(wish, 32-1-n)
+		if base == "" {
+			base = "user"
+		}
+		list = append(list, base+"-"+digits[:n])
+	}
+	return list
 }

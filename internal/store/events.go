@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	queryEvents = `SELECT seq, at, kind, owner, container, key, status, status_message
+	queryEvents = `SELECT seq, at, kind, owner, container, key, token, status, status_message
 	FROM events WHERE seq > ? ORDER BY seq LIMIT ?`
 	queryLastEvent = `SELECT seq FROM event_counter`
 )
@@ -26,9 +26,9 @@ func (t *tx) event(events ...compute.Event) error {
 		if err != nil {
 			return err
 		}
-		err = t.one(`INSERT INTO events (seq, at, kind, owner, container, key, status, status_message)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			seq, t.now, e.Kind, e.Owner, e.Container, e.KeyID, e.Status, e.StatusMessage)
+		err = t.one(`INSERT INTO events (seq, at, kind, owner, container, key, token, status, status_message)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			seq, t.now, e.Kind, e.Owner, e.Container, e.KeyID, e.Token, e.Status, e.StatusMessage)
 		if err != nil {
 			return err
 		}
@@ -52,7 +52,7 @@ func (r *Reader) Events(ctx context.Context, after int64, limit int) ([]compute.
 func scanEvent(row scanner) (compute.Event, error) {
 	var e compute.Event
 	var at int64
-	err := row.Scan(&e.Seq, &at, &e.Kind, &e.Owner, &e.Container, &e.KeyID, &e.Status, &e.StatusMessage)
+	err := row.Scan(&e.Seq, &at, &e.Kind, &e.Owner, &e.Container, &e.KeyID, &e.Token, &e.Status, &e.StatusMessage)
 	e.At = fromMillis(at)
 	return e, err
 }

@@ -36,6 +36,16 @@ func TestIndexesServe(t *testing.T) {
 		"delete key":      `DELETE FROM ssh_keys WHERE id = ? AND owner = ?`,
 		"delete box":      `DELETE FROM containers WHERE id = ?`,
 		"prune":           `DELETE FROM events WHERE seq <= ?`,
+		"identity":        queryIdentity,
+		"key accounts":    queryHolders,
+		"token":           queryToken,
+		"tokens":          queryTokens,
+		"insert token":    insertTokenQuery,
+		"expire tokens":   expireTokensQuery,
+		"prune tokens":    pruneTokensQuery,
+		"revoke token":    revokeTokenQuery,
+		"forget revoked":  forgetRevokedQuery,
+		"use token":       useTokenQuery,
 	} {
 		args := make([]any, 20)
 		n := strings.Count(query, "?")

@@ -8,6 +8,10 @@ CREATE INDEX identities_of_user ON identities (user);
 
 CREATE INDEX ssh_keys_by_fingerprint ON ssh_keys (fingerprint, owner);
 
+CREATE INDEX tokens_by_expiry ON tokens (expires_at);
+
+CREATE INDEX tokens_revoked ON tokens (owner, revoked_at) WHERE revoked_at IS NOT NULL;
+
 CREATE TABLE container_ids (
     id         TEXT    PRIMARY KEY CHECK (length(id) = 8 AND id NOT GLOB '*[^0-9a-f]*'),
     owner      INTEGER NOT NULL REFERENCES users (id),
@@ -70,7 +74,7 @@ CREATE TABLE events (
     key            INTEGER NOT NULL DEFAULT 0,
     status         TEXT    NOT NULL DEFAULT '',
     status_message TEXT    NOT NULL DEFAULT ''
-) STRICT;
+, token TEXT NOT NULL DEFAULT '') STRICT;
 
 CREATE TABLE identities (
     issuer     TEXT    NOT NULL CHECK (issuer <> ''),
@@ -128,6 +132,23 @@ CREATE TABLE ssh_keys (
     CONSTRAINT keys_within_limit CHECK (ordinal >= 0 AND ordinal < quota)
 ) STRICT;
 
+CREATE TABLE tokens (
+    id           TEXT    PRIMARY KEY CHECK (length(id) BETWEEN 1 AND 64),
+    owner        INTEGER NOT NULL REFERENCES users (id),
+    issued_by    TEXT    NOT NULL CHECK (issued_by IN ('user', 'operator')),
+    ordinal      INTEGER,
+    quota        INTEGER NOT NULL,
+    name         TEXT    NOT NULL CHECK (name <> ''),
+    scopes       TEXT    NOT NULL, -- separated by spaces
+    created_at   INTEGER NOT NULL,
+    expires_at   INTEGER NOT NULL CHECK (expires_at > created_at),
+    last_used_at INTEGER,
+    revoked_at   INTEGER,
+    UNIQUE (owner, issued_by, ordinal),
+    CHECK ((revoked_at IS NULL) = (ordinal IS NOT NULL)),
+    CONSTRAINT tokens_within_limit CHECK (ordinal >= 0 AND ordinal < quota)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE users (
     id         INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
     username   TEXT    NOT NULL UNIQUE CHECK (username <> ''),
@@ -165,5 +186,11 @@ CREATE TRIGGER containers_storage_is_remembered BEFORE UPDATE OF storage_made ON
 WHEN OLD.storage_made = 1 AND NEW.storage_made = 0
 BEGIN
     SELECT RAISE(ABORT, 'storage that was made is never forgotten');
+END;
+
+CREATE TRIGGER tokens_revoked_is_final BEFORE UPDATE OF revoked_at ON tokens
+WHEN OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS NOT OLD.revoked_at
+BEGIN
+    SELECT RAISE(ABORT, 'a revoked token stays revoked');
 END;
 
