@@ -51,6 +51,15 @@ type Config struct {
 
 	TokenTTL time.Duration `koanf:"token-ttl" help:"lifetime of the token file's token"`
 
+	ProvisionUsers bool          `koanf:"provision-users" help:"make an account for whoever signs in from elsewhere and has none"`
+	HS256Secret    string        `koanf:"hs256-secret" help:"file with the secret that another program signs tokens with; empty: there is none"`
+	HS256Name      string        `koanf:"hs256-name" help:"name of that program, under which its users are remembered"`
+	HS256Issuer    string        `koanf:"hs256-issuer" help:"iss of its tokens; empty: they have none"`
+	HS256Types     []string      `koanf:"hs256-types" help:"values of the claim type that its tokens may have"`
+	HS256MaxTTL    time.Duration `koanf:"hs256-max-ttl" help:"longest lifetime of its tokens"`
+	HS256Admins    []string      `koanf:"hs256-admins" help:"values of the claim user_id that are administrators"`
+	OIDC           []string      `koanf:"oidc" help:"OpenID Connect issuers, each 'URL audience=NAME' or 'URL audience=NAME admin=CLAIM:VALUE'"`
+
 	ContainersPerUser int `koanf:"containers-per-user" help:"containers that one user may have"`
 	KeysPerUser       int `koanf:"keys-per-user" help:"SSH keys that one user may have"`
 	FeedClients       int `koanf:"feed-clients" help:"clients of the live feed"`
@@ -68,7 +77,9 @@ func Default() Config {
 		DataDir: "data", HTTPAddr: "127.0.0.1:7080", SSHAddr: "127.0.0.1:2222", Zone: "compute.localhost",
 		Containerd: "containerd", ReserveGB: 5,
 		AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM"},
-		TokenTTL:  24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
+		HS256Name: "shared", HS256Types: []string{"session"}, HS256MaxTTL: 24 * time.Hour, HS256Admins: []string{},
+		OIDC:     []string{},
+		TokenTTL: 24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
 		FeedClients: 10_000, FeedsPerUser: 100,
 		LogLevel: "info", LogFormat: "text",
 	}
@@ -125,7 +136,7 @@ func Load(fs *pflag.FlagSet) (Config, error) {
 		switch {
 		case !k.Exists(name) || value == "":
 			return "", nil
-		case name == "accept-env", name == "allowed-origins":
+		case isList(name):
 			return name, strings.Split(value, ",")
 		}
 		return name, value
@@ -144,6 +155,17 @@ func Load(fs *pflag.FlagSet) (Config, error) {
 		return Config{}, err
 	}
 	return c, c.Validate()
+}
+
+// isList says whether a setting is a list.
+func isList(name string) bool {
+	t := reflect.TypeFor[Config]()
+	for i := range t.NumField() {
+		if f := t.Field(i); f.Tag.Get("koanf") == name {
+			return f.Type.Kind() == reflect.Slice
+		}
+	}
+	return false
 }
 
 // oneLine is the decoder's error without its heading, which comes with an empty line below.
@@ -200,6 +222,7 @@ func (c Config) Validate() error {
 	if c.TokenTTL < time.Minute || c.TokenTTL > 30*24*time.Hour {
 		bad("token-ttl", "choose from 1m to 720h")
 	}
+	c.checkSignIn(bad)
 	if c.ContainersPerUser < 1 || c.ContainersPerUser > 1000 {
 		bad("containers-per-user", "choose from 1 to 1000")
 	}

@@ -13,7 +13,7 @@ import (
 
 const page = "../../docs/operator/settings.md"
 
-var settingRow = regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| (?:`([^`]*)`)? ?\\| `(BERTH_[A-Z_]+)` \\| \\S.* \\|$")
+var settingRow = regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\| (?:`([^`]*)`)? ?\\| `(BERTH_[A-Z0-9_]+)` \\| \\S.* \\|$")
 
 // TestEverySettingIsDocumented holds the page for operators to the settings that there are: names, defaults, environment.
 func TestEverySettingIsDocumented(t *testing.T) {
