@@ -156,26 +156,6 @@ func printUsers(cmd *cobra.Command, users ...app.User) error {
 	return w.Flush()
 }
 
-func tokenCommand() *cobra.Command {
-	var username string
-	var ttl time.Duration
-	cmd := &cobra.Command{
-		Use: "token", Short: "Print a bearer token for the REST API", Args: cobra.NoArgs,
-		Example: `  curl -H "Authorization: Bearer $(berth token)" http://127.0.0.1:7080/compute/containers`,
-		RunE: withOperator(func(cmd *cobra.Command, o app.Operator, _ []string) error {
-			token, err := o.Token(cmd.Context(), username, ttl)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), token)
-			return err
-		}),
-	}
-	cmd.Flags().StringVar(&username, "user", "", "account the token is for (default: the first administrator)")
-	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token is valid")
-	return cmd
-}
-
 func doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Check that this machine can run Berth, and say what to do where it cannot", Args: cobra.NoArgs,

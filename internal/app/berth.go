@@ -41,6 +41,10 @@ var (
 	_ session.Dialer     = (*containerd.Engine)(nil)
 	_ sshproxy.Directory = (*store.Store)(nil)
 	_ httpapi.Service    = (*control.Service)(nil)
+	_ httpapi.Tokens     = (*auth.Authority)(nil)
+	_ auth.Ledger        = (*store.Store)(nil)
+	_ auth.Directory     = (*store.Store)(nil)
+	_ auth.Keys          = (*store.Store)(nil)
 	_ lobby.Service      = (*control.Service)(nil)
 )
 
@@ -65,6 +69,7 @@ type berth struct {
 	store     *store.Store
 	bus       atomic.Pointer[event.Bus] // the store, which is open before it, hints at it
 	authority *auth.Authority
+	verifiers *auth.Verifiers
 	operator  Operator
 	engine    *containerd.Engine
 	control   *control.Service
@@ -122,8 +127,7 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 	b.authority = auth.New(key, c.Zone, b.store)
 	b.operator = local{
 		users: control.Users{Store: b.store, Limits: c.Limits()},
-		issue: func(u compute.User, ttl time.Duration) (string, error) { return b.authority.Issue(u, ttl) },
-		close: b.close,
+		store: b.store, tokens: b.authority, close: b.close,
 	}
 	return b, nil
 }
@@ -210,7 +214,8 @@ func (b *berth) openEvents(ctx context.Context, src event.Source) error {
 // openAPI makes the REST server, on l.
 func (b *berth) openAPI(l net.Listener) {
 	api := httpapi.New(httpapi.Config{
-		Service: b.control, Verifier: b.authority, Events: b.bus.Load(), Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
+		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(),
+		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
 		MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
 	})
@@ -351,33 +356,6 @@ func (b *berth) serve(ctx context.Context, ready func() error) error {
 		return errors.Join(errs...)
 	})
 	return g.Wait()
-}
-
-func (b *berth) writeToken(ctx context.Context) error {
-	token, err := b.operator.Token(ctx, "", b.cfg.TokenTTL)
-	if err == nil {
-		err = b.files.writeToken(token)
-	}
-	if err != nil {
-		return fmt.Errorf("write the token file: %w", err)
-	}
-	return nil
-}
-
-// renewToken writes the token file again long before its token expires.
-func (b *berth) renewToken(ctx context.Context) error {
-	t := time.NewTicker(b.cfg.TokenTTL / 2)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-		if err := b.writeToken(ctx); err != nil && ctx.Err() == nil {
-			b.log.Error("the token file is not renewed", "err", err)
-		}
-	}
 }
 
 // listenTCP opens a socket that is closed at the latest with everything else.

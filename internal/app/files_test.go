@@ -213,20 +213,22 @@ func checkOperator(t *testing.T, o Operator, name, key string) {
 		"bad name":    second(o.AddUser(ctx, "No Name", false, nil)),
 		"private key": second(o.AddUser(ctx, "carol", false, []string{"-----BEGIN OPENSSH PRIVATE KEY-----"})),
 		"unknown":     second(o.SetUserDisabled(ctx, "nobody", true)),
-		"no token":    second(o.Token(ctx, "nobody", time.Hour)),
-		"long token":  second(o.Token(ctx, name, 10_000*time.Hour)),
+		"no token":    second(o.Token(ctx, TokenRequest{Username: "nobody", Name: "x", TTL: time.Hour})),
+		"long token":  second(o.Token(ctx, TokenRequest{Username: name, Name: "x", TTL: 10_000 * time.Hour})),
+		"no scope":    second(o.Token(ctx, TokenRequest{Username: name, Name: "x", TTL: time.Hour, Scopes: []string{"everything"}})),
+		"no name":     second(o.Token(ctx, TokenRequest{Username: name, TTL: time.Hour})),
+		"no tokens":   second(o.Tokens(ctx, "nobody")),
+		"no id":       o.RevokeToken(ctx, "none"),
 	} {
 		if compute.AsError(err) == nil {
 			t.Errorf("%s: error is %v", what, err)
 		}
 	}
-	if token, err := o.Token(ctx, name, time.Hour); err != nil || strings.Count(token, ".") != 2 {
-		t.Errorf("token is %q, %v", token, err)
-	}
+	checkTokens(t, o, name)
 	if u, err = o.SetUserDisabled(ctx, name, true); err != nil || !u.Disabled {
 		t.Errorf("disabled is %+v, %v", u, err)
 	}
-	if _, err := o.Token(ctx, name, time.Hour); compute.CodeOf(err) != compute.CodeForbidden {
+	if _, err := o.Token(ctx, TokenRequest{Username: name, Name: "x", TTL: time.Hour}); compute.CodeOf(err) != compute.CodeForbidden {
 		t.Errorf("a token for a disabled user: %v", err)
 	}
 	if u, err = o.SetUserDisabled(ctx, name, false); err != nil || u.Disabled {

@@ -14,8 +14,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"berth/internal/auth"
 	"berth/internal/compute"
 	"berth/internal/control"
+	"berth/internal/store"
 )
 
 // User is an account as the operator's commands print it.
@@ -36,16 +38,21 @@ type Operator interface {
 	AddUser(ctx context.Context, username string, admin bool, keys []string) (User, error)
 	Users(ctx context.Context) ([]User, error)
 	SetUserDisabled(ctx context.Context, username string, disabled bool) (User, error)
-	// Token issues a token for the account, or for the first admin where username is empty.
-	Token(ctx context.Context, username string, ttl time.Duration) (string, error)
+	// Token issues a token.
+	Token(ctx context.Context, r TokenRequest) (string, error)
+	// Tokens lists the live tokens of the account, or of all where username is empty.
+	Tokens(ctx context.Context, username string) ([]Token, error)
+	// RevokeToken ends a token, whosever it is.
+	RevokeToken(ctx context.Context, id string) error
 	Close() error
 }
 
 // local is the Operator of the process that has the database open.
 type local struct {
-	users control.Users
-	issue func(u compute.User, ttl time.Duration) (string, error)
-	close func() error
+	users  control.Users
+	store  *store.Store
+	tokens *auth.Authority
+	close  func() error
 }
 
 func (o local) Close() error { return o.close() }
@@ -73,22 +80,6 @@ func (o local) SetUserDisabled(ctx context.Context, username string, disabled bo
 	return toUser(u), err
 }
 
-func (o local) Token(ctx context.Context, username string, ttl time.Duration) (string, error) {
-	list, err := o.users.List(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, u := range list {
-		if u.Username == username || username == "" && u.Role == compute.RoleAdmin && !u.Disabled {
-			if u.Disabled {
-				return "", compute.Errorf(compute.CodeForbidden, "User %s is disabled; `berth user enable %s` lets them in again.", username, username)
-			}
-			return o.issue(u, ttl)
-		}
-	}
-	return "", compute.Errorf(compute.CodeNotFound, "There is no such user; `berth user ls` lists them.")
-}
-
 // The operator's socket: HTTP on a root-only unix socket in the data directory, since the database has one writer.
 type operatorCall struct {
 	Username string   `json:"username,omitempty"`
@@ -96,6 +87,9 @@ type operatorCall struct {
 	Disabled bool     `json:"disabled,omitempty"`
 	Keys     []string `json:"keys,omitempty"`
 	TTL      string   `json:"ttl,omitempty"`
+	Name     string   `json:"name,omitempty"`
+	Scopes   []string `json:"scopes,omitempty"`
+	ID       string   `json:"id,omitempty"`
 }
 
 type operatorError struct {
@@ -137,13 +131,7 @@ func operatorHandler(o Operator, log *slog.Logger) http.Handler {
 	handle("user-disable", func(ctx context.Context, c operatorCall) (any, error) {
 		return o.SetUserDisabled(ctx, c.Username, c.Disabled)
 	})
-	handle("token", func(ctx context.Context, c operatorCall) (any, error) {
-		ttl, err := time.ParseDuration(c.TTL)
-		if err != nil {
-			return nil, compute.Invalid("ttl", "A lifetime looks like 24h.")
-		}
-		return o.Token(ctx, c.Username, ttl)
-	})
+	handleTokens(o, handle)
 	return mux
 }
 
@@ -231,9 +219,4 @@ func (r remote) Users(ctx context.Context) (list []User, err error) {
 func (r remote) SetUserDisabled(ctx context.Context, username string, disabled bool) (u User, err error) {
 	err = r.call(ctx, "user-disable", operatorCall{Username: username, Disabled: disabled}, &u)
 	return u, err
-}
-
-func (r remote) Token(ctx context.Context, username string, ttl time.Duration) (token string, err error) {
-	err = r.call(ctx, "token", operatorCall{Username: username, TTL: ttl.String()}, &token)
-	return token, err
 }

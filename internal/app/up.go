@@ -40,7 +40,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	// The sockets first, so that a port that is taken is known before anything slow begins.
+	if err := b.openVerifiers(); err != nil {
+		return err
+	}
+	// The sockets before the rest, so that a port that is taken is known before anything slow begins.
 	api, err := b.listenTCP("http-addr", c.HTTPAddr)
 	if err != nil {
 		return err
@@ -74,10 +77,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		}
 	}
 	if first.user.ID != 0 {
-		if err := b.writeToken(ctx); err != nil {
+		if err := b.writeToken(ctx, first.user.ID); err != nil {
 			return err
 		}
-		b.tasks = append(b.tasks, b.renewToken)
+		b.tasks = append(b.tasks, b.renewToken(first.user.ID))
 	}
 	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
 	return b.serve(ctx, func() error { return b.announce(api, gateway, first, out, time.Since(began)) })

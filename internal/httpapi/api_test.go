@@ -99,7 +99,7 @@ type api struct {
 	addr     string
 	store    *store.Store
 	engine   *engine
-	tokens   *auth.Authority
+	tokens   issuer
 	key      ed25519.PrivateKey
 	log      *lockedBuffer
 	commits  chan struct{} // a hint after each
@@ -173,12 +173,12 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 	if _, a.key, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	a.tokens = auth.New(a.key, zone, a.store)
+	a.tokens = issuer{auth.New(a.key, zone, a.store), t}
 	a.ada, a.adaToken = a.account("ada")
 	a.bob, a.bobToken = a.account("bob")
 
 	c := Config{
-		Service: service, Verifier: a.tokens, Events: bus, Zone: zone,
+		Service: service, Verifier: a.verifiers(), Tokens: a.tokens.Authority, Events: bus, Zone: zone,
 		Log: slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {
@@ -206,6 +206,32 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 		}
 	})
 	return a
+}
+
+// issuer issues tokens as tests want them.
+type issuer struct {
+	*auth.Authority
+	t *testing.T
+}
+
+// Issue returns a token that lets its bearer act as u for ttl, within the scopes; without any, in everything that u may do.
+func (i issuer) Issue(u compute.User, ttl time.Duration, scopes ...auth.Scope) (string, error) {
+	if len(scopes) == 0 {
+		scopes = []auth.Scope{auth.ScopeAll}
+	}
+	r := auth.Request{Name: "of a test", Scopes: scopes, TTL: ttl}
+	token, _, err := i.Authority.Issue(i.t.Context(), u.ID, compute.IssuedByOperator, r)
+	return token, err
+}
+
+// verifiers verify our own tokens and signed ones.
+func (a *api) verifiers() *auth.Verifiers {
+	a.t.Helper()
+	v, err := auth.NewVerifiers(a.tokens.Authority, auth.NewSSHSigned(zone, a.store))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return v
 }
 
 func (a *api) serve(c Config) <-chan error {

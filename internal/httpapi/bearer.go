@@ -12,7 +12,7 @@ import (
 	"berth/internal/compute"
 )
 
-// authenticate returns who acts. The token must allow scope.
+// authenticate returns who acts. The token must allow scope, if it is not anyScope.
 func (s *Server) authenticate(ctx context.Context, c *fiber.Ctx, scope auth.Scope) (compute.Principal, error) {
 	cred, err := s.admit(ctx, c, scope, headerOrCookie)
 	return cred.Principal, err

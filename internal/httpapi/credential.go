@@ -24,7 +24,7 @@ const (
 	handshake                    // or in the query: browsers let a page set no header for a WebSocket
 )
 
-// admit returns who acts and what they may do. The token must allow scope; an empty one asks for no more than a valid
+// admit returns who acts and what they may do. The token must allow scope; anyScope asks for no more than a valid
 // token.
 func (s *Server) admit(ctx context.Context, c *fiber.Ctx, scope auth.Scope, where places) (credential, error) {
 	r := requestOf(c.Context())
@@ -37,8 +37,8 @@ func (s *Server) admit(ctx context.Context, c *fiber.Ctx, scope auth.Scope, wher
 		r.badToken = true
 		return credential{}, err
 	}
-	r.user, r.tokenID = g.User, g.TokenID
-	if scope != "" && !g.Allows(scope) {
+	r.grant, r.user, r.tokenID = g, g.User, g.TokenID
+	if scope != anyScope && !g.Allows(scope) {
 		err := compute.Errorf(compute.CodeForbidden, "This token is not for that; it needs the scope %s.", scope)
 		return credential{}, err
 	}

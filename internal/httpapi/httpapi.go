@@ -61,10 +61,11 @@ type Events interface {
 	Subscribe(owner compute.UserID, buffer int) *event.Subscription
 }
 
-// Config is what a Server is made of. Service, Verifier, Events and Zone are required; zero elsewhere takes the default.
+// Config is what a Server is made of. Service, Verifier, Tokens, Events and Zone are required; zero elsewhere takes the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
+	Tokens   Tokens
 	Events   Events
 	Zone     string
 	Log      *slog.Logger
@@ -103,6 +104,7 @@ const (
 type Server struct {
 	service    Service
 	verifier   Verifier
+	tokens     Tokens
 	events     Events
 	zone       string
 	origins    origins
@@ -130,7 +132,7 @@ type Server struct {
 // New returns a Server. It does no I/O.
 func New(c Config) *Server {
 	s := &Server{
-		service: c.Service, verifier: c.Verifier, events: c.Events, zone: c.Zone, log: c.Log,
+		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, zone: c.Zone, log: c.Log,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now),
@@ -184,6 +186,8 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
 	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)
 	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
+
+	s.tokenRoutes()
 
 	// These authenticate by themselves.
 	s.open(fiber.MethodPost, "/compute/session", s.openSession)

@@ -15,6 +15,7 @@ import (
 	"github.com/gofiber/fiber/v2"
 	"github.com/valyala/fasthttp"
 
+	"berth/internal/auth"
 	"berth/internal/compute"
 )
 
@@ -23,6 +24,8 @@ type request struct {
 	ctx   context.Context
 	id    string
 	began time.Time
+
+	grant auth.Grant // what the request's credential proves, once it has
 
 	// For the log. The token itself is nowhere here.
 	user      compute.UserID

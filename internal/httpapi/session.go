@@ -62,7 +62,7 @@ type session struct {
 // openSession puts the bearer's token into a cookie, which is all there is of a session. It takes the token from the
 // header alone, which a page of somebody else's cannot set: nobody is signed in as another by visiting a page.
 func (s *Server) openSession(ctx context.Context, c *fiber.Ctx) (answer, error) {
-	cred, err := s.admit(ctx, c, "", headerAlone)
+	cred, err := s.admit(ctx, c, anyScope, headerAlone)
 	if err != nil {
 		return answer{}, err
 	}

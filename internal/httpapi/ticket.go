@@ -89,7 +89,7 @@ func (t *tickets) redeem(text string) (string, error) {
 
 // issueTicket answers with a ticket for whoever asks.
 func (s *Server) issueTicket(ctx context.Context, c *fiber.Ctx) (answer, error) {
-	cred, err := s.admit(ctx, c, "", headerOrCookie)
+	cred, err := s.admit(ctx, c, anyScope, headerOrCookie)
 	if err != nil {
 		return answer{}, err
 	}
