@@ -24,6 +24,32 @@ const (
 	FeedStatusTypeContainerStatus FeedStatusType = "container_status"
 )
 
+// Defines values for IdentityCredential.
+const (
+	IdentityCredentialOidc         IdentityCredential = "oidc"
+	IdentityCredentialSSHSignature IdentityCredential = "ssh_signature"
+	IdentityCredentialSharedSecret IdentityCredential = "shared_secret"
+	IdentityCredentialToken        IdentityCredential = "token"
+)
+
+// Defines values for IdentityRole.
+const (
+	IdentityRoleAdmin IdentityRole = "admin"
+	IdentityRoleUser  IdentityRole = "user"
+)
+
+// Defines values for SessionRole.
+const (
+	SessionRoleAdmin SessionRole = "admin"
+	SessionRoleUser  SessionRole = "user"
+)
+
+// Defines values for TokenIssuedBy.
+const (
+	TokenIssuedByOperator TokenIssuedBy = "operator"
+	TokenIssuedByUser     TokenIssuedBy = "user"
+)
+
 // Code For programs. A code stays as it is; there may come to be others.
 type Code = compute.Code
 
@@ -149,6 +175,28 @@ type FeedStatusData struct {
 	ExternalIP string `json:"external_ip,omitempty"`
 }
 
+// Identity defines model for Identity.
+type Identity struct {
+	// Credential How you proved who you are.
+	Credential IdentityCredential `json:"credential"`
+	ExpiresAt  time.Time          `json:"expires_at"`
+	Role       IdentityRole       `json:"role"`
+	Scopes     []string           `json:"scopes"`
+
+	// TokenID The token's id, where it has one.
+	TokenID *string `json:"token_id,omitempty"`
+
+	// User Your number here; it never changes.
+	User     int64  `json:"user"`
+	Username string `json:"username"`
+}
+
+// IdentityCredential How you proved who you are.
+type IdentityCredential string
+
+// IdentityRole defines model for Identity.Role.
+type IdentityRole string
+
 // IngressRule A port of the gateway that leads to a port of a container.
 type IngressRule struct {
 	// ID The rule's own number.
@@ -254,9 +302,67 @@ type SSHKeyRequest struct {
 	PublicKey string `json:"public_key"`
 }
 
+// Session defines model for Session.
+type Session struct {
+	ExpiresAt time.Time   `json:"expires_at"`
+	Role      SessionRole `json:"role"`
+	User      int64       `json:"user"`
+	Username  string      `json:"username"`
+}
+
+// SessionRole defines model for Session.Role.
+type SessionRole string
+
 // Status What a container's owner sees of its life: `pending` until an engine begins, `initializing` while storage, network and
 // processes are made, `running`, `stopped`, or `failed`.
 type Status = compute.Status
+
+// Ticket defines model for Ticket.
+type Ticket struct {
+	// ExpiresIn Seconds.
+	ExpiresIn int    `json:"expires_in"`
+	Ticket    string `json:"ticket"`
+}
+
+// Token defines model for Token.
+type Token struct {
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// ID It is no secret.
+	ID string `json:"id"`
+
+	// IssuedBy Who had it made.
+	IssuedBy TokenIssuedBy `json:"issued_by"`
+
+	// LastUsedAt To the minute; absent where it was never used.
+	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
+	Name       string     `json:"name"`
+	Scopes     []string   `json:"scopes"`
+
+	// Token The token itself, in the answer that makes it.
+	Token *string `json:"token,omitempty"`
+}
+
+// TokenIssuedBy Who had it made.
+type TokenIssuedBy string
+
+// TokenList defines model for TokenList.
+type TokenList struct {
+	Tokens []Token `json:"tokens"`
+}
+
+// TokenRequest defines model for TokenRequest.
+type TokenRequest struct {
+	// Name What you will know it by.
+	Name string `json:"name"`
+
+	// Scopes What it permits, of what the token that asks permits.
+	Scopes []string `json:"scopes"`
+
+	// TTLSeconds Its life, at most 30 days; a day unless given.
+	TTLSeconds *int `json:"ttl_seconds,omitempty"`
+}
 
 // ContainerID defines model for ContainerID.
 type ContainerID = string
@@ -302,6 +408,9 @@ type WatchContainersParams struct {
 	// Token The bearer token, for clients that cannot set a header. This is one of two paths that take one from the address;
 	// it is kept out of every log here, though perhaps not out of those of proxies on the way.
 	Token *string `form:"token,omitempty" json:"token,omitempty"`
+
+	// Ticket A ticket, in place of the token.
+	Ticket *string `form:"ticket,omitempty" json:"ticket,omitempty"`
 }
 
 // CreateContainerJSONRequestBody defines body for CreateContainer for application/json ContentType.
@@ -318,3 +427,6 @@ type SetSSHAccessJSONRequestBody = SSHAccess
 
 // AddSSHKeyJSONRequestBody defines body for AddSSHKey for application/json ContentType.
 type AddSSHKeyJSONRequestBody = SSHKeyRequest
+
+// AddTokenJSONRequestBody defines body for AddToken for application/json ContentType.
+type AddTokenJSONRequestBody = TokenRequest

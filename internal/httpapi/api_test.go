@@ -110,6 +110,8 @@ type api struct {
 	ada, bob compute.User
 	adaToken string
 	bobToken string
+
+	undescribed bool // answers may be other than the document says
 }
 
 type lockedBuffer struct {
@@ -304,7 +306,11 @@ func (a *api) try(method, path, body string, edit func(*http.Request)) (reply, e
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	return reply{resp.StatusCode, resp.Header, string(text), resp.Close}, err
+	r := reply{resp.StatusCode, resp.Header, string(text), resp.Close}
+	if err == nil && !a.undescribed {
+		r.conforms(a.t, method, req.URL.EscapedPath())
+	}
+	return r, err
 }
 
 // into decodes a reply of the given status.

@@ -165,9 +165,11 @@ func New(c Config) *Server {
 	return s
 }
 
-// routes lists the API. Everything but healthz is behind a token that has the scope.
+// routes lists the API, as api/openapi.yaml describes it. What is below /compute is behind a token that has the scope.
 func (s *Server) routes() {
 	s.app.Get("/healthz", func(c *fiber.Ctx) error { return c.SendString("ok") })
+	s.app.Get("/openapi.json", serveForm(documentForm))
+	s.app.Get("/docs", serveForm(pageForm))
 
 	s.handle(fiber.MethodGet, "/compute/containers", auth.ScopeContainersRead, s.listContainers)
 	s.handle(fiber.MethodPost, "/compute/containers", auth.ScopeContainersWrite, s.createContainer)

@@ -98,13 +98,19 @@ func ambiguous(h *fasthttp.RequestHeader) bool {
 	return length && coding
 }
 
+// nothingElse is the policy of answers that are no pages, and the beginning of that of a page.
+const nothingElse = "default-src 'none'; frame-ancestors 'none'"
+
 // finish sets the headers that every answer has, and writes the log's line.
 func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 	h := &fctx.Response.Header
 	h.Set("X-Request-Id", r.id)
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	for name, value := range map[string]string{"Cache-Control": "no-store", "Content-Security-Policy": nothingElse} {
+		if len(h.Peek(name)) == 0 { // the document has its own
+			h.Set(name, value)
+		}
+	}
 
 	status := fctx.Response.StatusCode()
 	path := string(fctx.URI().PathOriginal()) // never the query, which may hold a token

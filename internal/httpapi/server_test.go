@@ -82,6 +82,7 @@ func TestErrorsAreMapped(t *testing.T) {
 		{compute.Errorf("new_code_of_the_domain", "Something that the table lacks."), 500, "new_code_of_the_domain"},
 	} {
 		next = tc.err
+		a.undescribed = tc.code == "new_code_of_the_domain"
 		r := a.do("GET", "/compute/containers", a.adaToken, "")
 		r.isProblem(t, tc.status, tc.code, "")
 		if strings.Contains(r.body, "secret") {
