@@ -24,14 +24,9 @@ import (
 	"sync"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/dialer"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"berth/internal/compute"
 	"berth/internal/containerd/hostnet"
@@ -76,7 +71,7 @@ type Engine struct {
 	memory  int64
 	lock    *os.File
 	daemon  *daemon
-	client  *containerd.Client
+	client  *rpc
 	network *hostnet.Network
 
 	cancel context.CancelCauseFunc
@@ -203,28 +198,14 @@ func (e *Engine) serve(ctx context.Context) error {
 	if e.daemon, err = startDaemon(e.opt.ContainerdPath, e.layout, e.log); err != nil {
 		return err
 	}
-	e.client, err = containerd.New(e.layout.address(),
-		containerd.WithDefaultNamespace(e.layout.name),
-		containerd.WithDefaultRuntime("io.containerd.runc.v2"),
-		containerd.WithDialOpts([]grpc.DialOption{
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(dialer.ContextDialer),
-			// It comes back soon, and may be away for a moment at any call.
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 250 * time.Millisecond},
-				MinConnectTimeout: time.Second,
-			}),
-			grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
-			grpc.WithChainUnaryInterceptor(bounded),
-		}))
-	if err != nil {
-		return fmt.Errorf("connect to containerd: %w", err)
+	if e.client, err = connect(e.layout.address(), e.layout.name); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, serveTimeout)
 	defer cancel()
 	served := make(chan error, 1)
 	go func() {
-		_, err := e.client.Version(ctx)
+		_, err := e.client.version.Version(ctx, &emptypb.Empty{})
 		served <- err
 	}()
 	select {
@@ -239,19 +220,6 @@ func (e *Engine) serve(ctx context.Context) error {
 	return nil
 }
 
-// bounded keeps a call from waiting for ever for a containerd that does not come back, or hangs. Only the end of a process
-// may take as long as it takes.
-func bounded(
-	ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
-) error {
-	if !strings.HasSuffix(method, "/Wait") {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-	}
-	return invoke(ctx, method, req, reply, cc, opts...)
-}
-
 // Close ends containerd and what else the engine runs. Containers go on; the next Open adopts them.
 func (e *Engine) Close() error {
 	e.mu.Lock()
@@ -264,7 +232,7 @@ func (e *Engine) Close() error {
 		errs = append(errs, e.network.Close())
 	}
 	if e.client != nil {
-		errs = append(errs, e.client.Close())
+		errs = append(errs, e.client.conn.Close())
 	}
 	if e.daemon != nil {
 		e.daemon.close()
@@ -398,7 +366,7 @@ func (e *Engine) explain(ctx context.Context, r compute.Ref, op string, err erro
 		return context.Cause(ctx)
 	case compute.AsError(err) != nil:
 		return err
-	case errdefs.IsUnavailable(errgrpc.ToNative(err)), errdefs.IsDeadlineExceeded(errgrpc.ToNative(err)):
+	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		return &compute.Error{
 			Code: compute.CodeUnavailable, Cause: fmt.Errorf("%s: %w", op, err),
 			Message: "The container engine does not answer at the moment; this is tried again.",
