@@ -18,7 +18,7 @@ arch := $(shell go env GOARCH 2>/dev/null)
 up := bin/berth bin/berth-agent-linux-$(arch)
 rest := bin/berth-api bin/berth-gateway $(patsubst %,bin/berth-agent-linux-%,$(filter-out $(arch),amd64 arm64))
 # Builds the image beside what follows. mkimage comes first, since two builds at a time compile what they share twice.
-with-image = $(MAKE) --silent -j2 packages build/mkimage && $(MAKE) --silent -j2 image
+with-image = $(MAKE) --silent -j3 packages modules build/mkimage && $(MAKE) --silent -j2 image
 
 .PHONY: help
 help: ## List the targets
@@ -80,6 +80,11 @@ endif
 .PHONY: packages
 packages:
 	@deploy/install-packages up image
+
+# Fetches what is compiled after mkimage, meanwhile. If it cannot, the build says so.
+.PHONY: modules
+modules:
+	@go list -deps ./cmd/berth ./cmd/agent >/dev/null 2>&1 || true
 
 # Changes only when the version does.
 build/version: always
