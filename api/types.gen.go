@@ -4,8 +4,6 @@
 package api
 
 import (
-	"time"
-
 	"berth/internal/compute"
 )
 
@@ -22,32 +20,6 @@ const (
 // Defines values for FeedStatusType.
 const (
 	FeedStatusTypeContainerStatus FeedStatusType = "container_status"
-)
-
-// Defines values for IdentityCredential.
-const (
-	IdentityCredentialOidc         IdentityCredential = "oidc"
-	IdentityCredentialSSHSignature IdentityCredential = "ssh_signature"
-	IdentityCredentialSharedSecret IdentityCredential = "shared_secret"
-	IdentityCredentialToken        IdentityCredential = "token"
-)
-
-// Defines values for IdentityRole.
-const (
-	IdentityRoleAdmin IdentityRole = "admin"
-	IdentityRoleUser  IdentityRole = "user"
-)
-
-// Defines values for SessionRole.
-const (
-	SessionRoleAdmin SessionRole = "admin"
-	SessionRoleUser  SessionRole = "user"
-)
-
-// Defines values for TokenIssuedBy.
-const (
-	TokenIssuedByOperator TokenIssuedBy = "operator"
-	TokenIssuedByUser     TokenIssuedBy = "user"
 )
 
 // Code For programs. A code stays as it is; there may come to be others.
@@ -90,7 +62,7 @@ type Container struct {
 	InstanceType string `json:"instance_type"`
 
 	// CreatedAt When it was created, to the second.
-	CreatedAt time.Time `json:"created_at"`
+	CreatedAt string `json:"created_at"`
 
 	// SSHEnabled Whether it answers to `ssh`.
 	SSHEnabled bool `json:"ssh_enabled"`
@@ -168,34 +140,36 @@ type FeedStatusData struct {
 	// processes are made, `running`, `stopped`, or `failed`.
 	Status Status `json:"status"`
 
-	// StatusMessage A reason in words, where there is one to tell.
-	StatusMessage string `json:"status_message,omitempty"`
-
 	// ExternalIP The gateway's IPv4 address for the container's slot, or the gateway's own where slots have no address.
 	ExternalIP string `json:"external_ip,omitempty"`
+
+	// StatusMessage A reason in words, where there is one to tell.
+	StatusMessage string `json:"status_message,omitempty"`
 }
 
-// Identity defines model for Identity.
+// Identity Who the bearer of a token is.
 type Identity struct {
+	// User Your number here; it never changes.
+	User compute.UserID `json:"user"`
+
+	// Username Your name here.
+	Username string `json:"username"`
+
+	// Role What you may do at most.
+	Role compute.Role `json:"role"`
+
+	// Scopes What the token permits of that.
+	Scopes []string `json:"scopes"`
+
 	// Credential How you proved who you are.
-	Credential IdentityCredential `json:"credential"`
-	ExpiresAt  time.Time          `json:"expires_at"`
-	Role       IdentityRole       `json:"role"`
-	Scopes     []string           `json:"scopes"`
+	Credential string `json:"credential"`
 
 	// TokenID The token's id, where it has one.
-	TokenID *string `json:"token_id,omitempty"`
+	TokenID string `json:"token_id,omitempty"`
 
-	// User Your number here; it never changes.
-	User     int64  `json:"user"`
-	Username string `json:"username"`
+	// ExpiresAt When it is over with it.
+	ExpiresAt string `json:"expires_at"`
 }
-
-// IdentityCredential How you proved who you are.
-type IdentityCredential string
-
-// IdentityRole defines model for Identity.Role.
-type IdentityRole string
 
 // IngressRule A port of the gateway that leads to a port of a container.
 type IngressRule struct {
@@ -214,6 +188,7 @@ type IngressRule struct {
 
 // IngressRuleList defines model for IngressRuleList.
 type IngressRuleList struct {
+	// Rules Oldest first.
 	Rules []IngressRule `json:"rules"`
 }
 
@@ -259,7 +234,7 @@ type Problem struct {
 	// Code For programs. A code stays as it is; there may come to be others.
 	Code Code `json:"code"`
 
-	// Field The one field of the request that is at fault, where there is one.
+	// Field The one field or query parameter of the request that is at fault, where there is one.
 	Field string `json:"field,omitempty"`
 
 	// RequestID What to tell your operator. It is there from status 500 on.
@@ -284,7 +259,7 @@ type SSHKey struct {
 	PublicKey string `json:"public_key"`
 
 	// CreatedAt When it was added, to the second.
-	CreatedAt time.Time `json:"created_at"`
+	CreatedAt string `json:"created_at"`
 }
 
 // SSHKeyList defines model for SSHKeyList.
@@ -302,65 +277,76 @@ type SSHKeyRequest struct {
 	PublicKey string `json:"public_key"`
 }
 
-// Session defines model for Session.
+// Session Who a browser is signed in as.
 type Session struct {
-	ExpiresAt time.Time   `json:"expires_at"`
-	Role      SessionRole `json:"role"`
-	User      int64       `json:"user"`
-	Username  string      `json:"username"`
-}
+	// User Your number here; it never changes.
+	User compute.UserID `json:"user"`
 
-// SessionRole defines model for Session.Role.
-type SessionRole string
+	// Username Your name here.
+	Username string `json:"username"`
+
+	// Role What you may do at most.
+	Role compute.Role `json:"role"`
+
+	// ExpiresAt When the session ends.
+	ExpiresAt string `json:"expires_at"`
+}
 
 // Status What a container's owner sees of its life: `pending` until an engine begins, `initializing` while storage, network and
 // processes are made, `running`, `stopped`, or `failed`.
 type Status = compute.Status
 
-// Ticket defines model for Ticket.
+// Ticket What stands for a token in the address of one WebSocket.
 type Ticket struct {
-	// ExpiresIn Seconds.
-	ExpiresIn int    `json:"expires_in"`
-	Ticket    string `json:"ticket"`
+	// Ticket For the query: `?ticket=TICKET`.
+	Ticket string `json:"ticket"`
+
+	// ExpiresIn Its life, in seconds.
+	ExpiresIn int `json:"expires_in"`
 }
 
-// Token defines model for Token.
+// Token A token of yours.
 type Token struct {
-	CreatedAt time.Time `json:"created_at"`
-	ExpiresAt time.Time `json:"expires_at"`
-
-	// ID It is no secret.
+	// ID What it is revoked by; no secret.
 	ID string `json:"id"`
 
+	// Name What it is known by.
+	Name string `json:"name"`
+
+	// Scopes What it permits.
+	Scopes []string `json:"scopes"`
+
 	// IssuedBy Who had it made.
-	IssuedBy TokenIssuedBy `json:"issued_by"`
+	IssuedBy compute.TokenIssuer `json:"issued_by"`
+
+	// CreatedAt When it was made.
+	CreatedAt string `json:"created_at"`
+
+	// ExpiresAt When it ends.
+	ExpiresAt string `json:"expires_at"`
 
 	// LastUsedAt To the minute; absent where it was never used.
-	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
-	Name       string     `json:"name"`
-	Scopes     []string   `json:"scopes"`
+	LastUsedAt string `json:"last_used_at,omitempty"`
 
 	// Token The token itself, in the answer that makes it.
-	Token *string `json:"token,omitempty"`
+	Token string `json:"token,omitempty"`
 }
-
-// TokenIssuedBy Who had it made.
-type TokenIssuedBy string
 
 // TokenList defines model for TokenList.
 type TokenList struct {
+	// Tokens Oldest first.
 	Tokens []Token `json:"tokens"`
 }
 
 // TokenRequest defines model for TokenRequest.
 type TokenRequest struct {
-	// Name What you will know it by.
+	// Name What you will know it by, 1 to 64 characters.
 	Name string `json:"name"`
 
-	// Scopes What it permits, of what the token that asks permits.
+	// Scopes What it permits, of what the token that asks permits; `all` is asked for by name, too.
 	Scopes []string `json:"scopes"`
 
-	// TTLSeconds Its life, at most 30 days; a day unless given.
+	// TTLSeconds Its life in seconds, at most 30 days.
 	TTLSeconds *int `json:"ttl_seconds,omitempty"`
 }
 

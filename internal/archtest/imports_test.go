@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"internal/httpapi": {
 		"internal/compute", "internal/control", "internal/session", "internal/auth", "internal/event", "api", "web",
 	},
-	"internal/lobby":    {"internal/compute", "internal/control", "internal/route"}, // route.Zone spells the hostnames
+	"internal/lobby":    {"internal/compute", "internal/control", "internal/route", "api"}, // route.Zone spells the hostnames
 	"internal/sshproxy": {"internal/compute", "internal/session", "internal/route", "internal/auth", "internal/control"},
 
 	"api":              {"internal/compute"}, // in words of ours: see api/overlay.yaml

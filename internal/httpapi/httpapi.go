@@ -1,8 +1,8 @@
 // Package httpapi is the REST surface and the live feed: the contract's routes, its JSON and its statuses, on fiber.
 //
-// It reads requests strictly, asks the control plane, and writes what comes back; limits and rules about containers and
-// keys are not its own. It refuses what it cannot read in full, and answers each refusal as application/problem+json
-// (RFC 9457) by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
+// It holds requests against the API's document, asks the control plane, and writes what comes back; limits and rules about
+// containers and keys are not its own. It refuses what it cannot read in full, and answers each refusal as
+// application/problem+json (RFC 9457) by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
 //
 // Nothing here may keep what fiber or fasthttp hand out: they use it again once the handler returns.
 package httpapi
@@ -204,24 +204,34 @@ type answer struct {
 	body   any
 }
 
-// handle registers f for principals whose token has scope.
+// handle registers f for principals whose token has scope, and for requests that are as the document says.
 func (s *Server) handle(
 	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, compute.Principal) (answer, error),
 ) {
-	s.open(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
+	described := describe(method, path)
+	checked := func(ctx context.Context, c *fiber.Ctx) (answer, error) {
 		p, err := s.authenticate(ctx, c, scope)
 		if err != nil {
 			return answer{}, err
 		}
+		if err := described.check(c); err != nil {
+			return answer{}, err
+		}
 		return f(ctx, c, p)
-	})
+	}
+	s.add(method, path, checked)
 	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
-		s.handle(fiber.MethodHead, path, scope, f)
+		s.add(fiber.MethodHead, path, checked)
 	}
 }
 
-// open registers f, which lets in whom it likes.
-func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {
+// open registers f, which lets in whom it likes, and then checks what it is asked.
+func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx, operation) (answer, error)) {
+	described := describe(method, path)
+	s.add(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) { return f(ctx, c, described) })
+}
+
+func (s *Server) add(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {
 	s.app.Add(method, path, func(c *fiber.Ctx) error {
 		a, err := f(requestOf(c.Context()).ctx, c)
 		if err != nil {
