@@ -65,6 +65,7 @@ func TestCreateRefuses(t *testing.T) {
 		"field in capitals":       {with("Name", `"x"`), "Name"},
 		"field without a name":    {with("", `"x"`), ""},
 		"long field":              {with(strings.Repeat("x", 5000), "1"), strings.Repeat("x", 64) + "…"},
+		"long field, not ASCII":   {with("x"+strings.Repeat("é", 5000), "1"), "x" + strings.Repeat("é", 31) + "…"},
 
 		"no name":            {fmt.Sprintf(`{"ssh_key_ids":[%d]}`, mine), "name"},
 		"name null":          {with("name", "null"), "name"},
