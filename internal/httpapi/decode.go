@@ -15,18 +15,12 @@ import (
 )
 
 // body returns the request's body as the type that the document has for it. It follows the operation's check, which has
-// refused all but what the type cannot hold: whole numbers that are too large, or that are not written as such.
+// refused what the type cannot hold.
 func body[T any](c *fiber.Ctx) (T, error) { return typed[T](c.Request().Body()) }
 
 func typed[T any](text []byte) (T, error) {
 	var v T
-	err := json.Unmarshal(text, &v)
-	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
-		if number, ok := strings.CutPrefix(wrong.Value, "number "); ok {
-			return v, notWhole(wrong.Field, number)
-		}
-	}
-	if err != nil {
+	if err := json.Unmarshal(text, &v); err != nil {
 		return v, compute.Internal("read a body that was checked", err)
 	}
 	return v, nil
@@ -71,7 +65,7 @@ func decode(text []byte) (map[string]any, error) {
 	}
 	o, ok := v.(map[string]any)
 	if !ok {
-		return nil, compute.Errorf(compute.CodeInvalid, "The body is a JSON object, not %s.", kind(v))
+		return nil, compute.Errorf(compute.CodeInvalid, "The body is a JSON object, not %s.", article(kindOf(v)))
 	}
 	return o, nil
 }
@@ -136,13 +130,16 @@ func (p *parser) object(field string) (any, error) {
 	return object, p.end()
 }
 
+// maxName is how much is told of a name that a client made up.
+const maxName = 64
+
 // within names a field of a field. Deep down it stays with the outer one, whose name would grow with every level.
 func within(outer, name string) string {
-	name = clip(name, 64)
+	name = clip(name, maxName)
 	switch {
 	case outer == "":
 		return name
-	case len(outer) > 64:
+	case len(outer) > maxName:
 		return outer
 	default:
 		return outer + "." + name

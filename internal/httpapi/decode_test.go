@@ -34,6 +34,11 @@ func FuzzDecode(f *testing.F) {
 			described := describe(r.method, r.route)
 			var v any
 			err := described.checkBody(text)
+			if object, unreadable := decode(text); unreadable == nil {
+				if said := theirs(t, r.method+" "+r.route, object); !sameVerdict(err, said) {
+					t.Fatalf("%q: %v, kin-openapi: %v", text, err, said)
+				}
+			}
 			if err == nil {
 				v, err = r.read(text)
 			}
