@@ -283,15 +283,6 @@ func TestWordsAreTheDomains(t *testing.T) {
 	}
 }
 
-// A name deep inside does not grow the answer with every level.
-func TestDeepBodies(t *testing.T) {
-	deep := strings.Repeat(`{"abcdefgh":`, 4000) + `{"a":1,"a":2}` + strings.Repeat("}", 4000)
-	e := compute.AsError(describe("POST", "/compute/containers").checkBody([]byte(deep)))
-	if e == nil || e.Code != compute.CodeInvalid || len(e.Field) > 200 || len(e.Message) > 300 {
-		t.Errorf("%+v", e)
-	}
-}
-
 // terminal is described as one that takes a query, of every type that there is and from every place.
 const terminal = `{
 	"paths": {"/terminal": {

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"mime"
@@ -56,10 +57,10 @@ func decode(text []byte) (map[string]any, error) {
 		}
 		return nil, compute.Errorf(compute.CodeInvalid, "The body is not valid JSON.")
 	}
-	// What follows reads text that is known to be valid, and so is bounded in its depth.
+	// What follows reads text that is known to be valid.
 	p := parser{text: text, d: json.NewDecoder(bytes.NewReader(text))}
 	p.d.UseNumber()
-	v, err := p.value("")
+	v, err := p.value("", 1)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +77,12 @@ type parser struct {
 	d    *json.Decoder
 }
 
-// value reads the next value, which is in field.
-func (p *parser) value(field string) (any, error) {
+// maxNesting is how deep values may lie in one another; what the API takes lies 2 deep. It bounds the stack, of which 64 kB
+// of brackets would take 4 MB.
+const maxNesting = 32
+
+// value reads the next value, which is in field and as deep as depth.
+func (p *parser) value(field string, depth int) (any, error) {
 	began := p.d.InputOffset()
 	token, err := p.d.Token()
 	if err != nil {
@@ -86,23 +91,26 @@ func (p *parser) value(field string) (any, error) {
 	switch t := token.(type) {
 	case string:
 		if halfSurrogate(p.text[began:p.d.InputOffset()]) {
-			return nil, compute.Invalid(field, "%s has a \\u escape that is half a character.", field)
+			return nil, compute.Invalid(field, "%s has a \\u escape that is half a character.", cmp.Or(field, "The body"))
 		}
 		return t, nil
 	case json.Delim:
-		if t == '[' {
-			return p.array(field)
+		if depth > maxNesting {
+			return nil, compute.Invalid(field, "Values lie over %d deep in one another; nothing here needs that.", maxNesting)
 		}
-		return p.object(field)
+		if t == '[' {
+			return p.array(field, depth)
+		}
+		return p.object(field, depth)
 	default:
 		return t, nil
 	}
 }
 
-func (p *parser) array(field string) (any, error) {
+func (p *parser) array(field string, depth int) (any, error) {
 	list := []any{}
 	for p.d.More() {
-		v, err := p.value(field)
+		v, err := p.value(field, depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +119,7 @@ func (p *parser) array(field string) (any, error) {
 	return list, p.end()
 }
 
-func (p *parser) object(field string) (any, error) {
+func (p *parser) object(field string, depth int) (any, error) {
 	object := map[string]any{}
 	for p.d.More() {
 		token, err := p.d.Token()
@@ -123,7 +131,7 @@ func (p *parser) object(field string) (any, error) {
 		if _, twice := object[name]; twice {
 			return nil, compute.Invalid(inner, "The field %q is there twice.", inner)
 		}
-		if object[name], err = p.value(inner); err != nil {
+		if object[name], err = p.value(inner, depth+1); err != nil {
 			return nil, err
 		}
 	}
