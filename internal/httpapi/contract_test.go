@@ -2,8 +2,11 @@ package httpapi
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -151,14 +154,7 @@ func TestVerdictsAreTheLibrarys(t *testing.T) {
 			return
 		}
 		method, path, _ := strings.Cut(route, " ")
-		d, err := readDocument()
-		if err != nil {
-			t.Fatal(err)
-		}
-		described, err := d.operation(method, path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		described := describe(method, path)
 		judge := func(object map[string]any) {
 			ours, said := described.body.check("", object), theirs(t, route, object)
 			if !sameVerdict(ours, said) {
@@ -196,6 +192,38 @@ func TestVerdictsAreTheLibrarys(t *testing.T) {
 	})
 	if taken < 50 || refused < 300 {
 		t.Errorf("%d taken, %d refused", taken, refused)
+	}
+}
+
+// Every request that the document or the contract gives as an example is taken.
+func TestExamplesAreTaken(t *testing.T) {
+	contract := 0
+	eachOperation(t, func(route string, o *openapi3.Operation) {
+		if o.RequestBody == nil {
+			return
+		}
+		text, err := json.Marshal(o.RequestBody.Value.Content[fiber.MIMEApplicationJSON].Example)
+		if err != nil {
+			t.Fatal(err)
+		}
+		examples := [][]byte{text}
+		text, err = os.ReadFile("../../api/testdata/contract/" + o.OperationID + ".request.json")
+		switch {
+		case err == nil:
+			examples = append(examples, text)
+			contract++
+		case !errors.Is(err, fs.ErrNotExist):
+			t.Fatal(err)
+		}
+		method, path, _ := strings.Cut(route, " ")
+		for _, example := range examples {
+			if err := describe(method, path).checkBody(example); err != nil {
+				t.Errorf("%s: %s: %v", route, example, err)
+			}
+		}
+	})
+	if contract != 5 {
+		t.Errorf("%d examples of the contract", contract)
 	}
 }
 
