@@ -133,8 +133,12 @@ func (d *document) addParameter(query map[string]queryParameter, p parameter) er
 	if p.Ref != "" {
 		p = d.Components.Parameters[strings.TrimPrefix(p.Ref, "#/components/parameters/")]
 	}
-	if p.In != "query" {
+	switch p.In {
+	case "query":
+	case "path", "header", "cookie":
 		return nil
+	default:
+		return errors.New("a parameter has no place")
 	}
 	s, err := d.schema(p.Schema)
 	if err == nil && (!s.scalar() || s.nullable()) {

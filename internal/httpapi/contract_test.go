@@ -109,6 +109,7 @@ func TestOperationsThatAreNotChecked(t *testing.T) {
 		`{"post": {}, "parameters": [{"name": "x", "in": "query"}]}`:                                              "the query parameter x: ",
 		`{"post": {"parameters": [{"name": "x", "in": "query", "schema": {"type": ["string", "null"]}}]}}`:        "a boolean",
 		`{"post": {"parameters": [{"name": "x", "in": "query", "schema": ` + closed + `}]}}`:                      "a boolean",
+		`{"post": {"parameters": [{"$ref": "#/components/parameters/Nobody"}]}}`:                                  "no place",
 		`{"post": {"parameters": [{"name": "x", "in": "header", "schema": {"type": "string", "pattern": "x"}}]}}`: "",
 	} {
 		var d document
