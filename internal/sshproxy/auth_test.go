@@ -87,8 +87,21 @@ func TestDirectoryFaultLetsNobodyIn(t *testing.T) {
 	alice := p.user("alice")
 	p.container("a1b2c3d4", alice, p.key(alice, key))
 	g := startGateway(t, Options{Directory: closedDatabase(t, p)})
-	refusal(t, g, "a1b2c3d4", key)
-	refusal(t, g, "alice", key)
+	for _, user := range []string{"a1b2c3d4", "alice"} {
+		var banners []string
+		config := g.clientConfig(user, newKey(t), key)
+		config.BannerCallback = func(message string) error {
+			banners = append(banners, message)
+			return nil
+		}
+		if c, err := gossh.Dial("tcp", g.addr, config); err == nil {
+			c.Close()
+			t.Fatalf("%q was let in", user)
+		}
+		if !slices.Equal(banners, []string{"Berth is stopping; try again in a moment.\r\n"}) {
+			t.Errorf("%s is told %q", user, banners)
+		}
+	}
 }
 
 func TestNoCredential(t *testing.T) {

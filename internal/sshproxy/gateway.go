@@ -27,7 +27,8 @@ import (
 	"berth/internal/session"
 )
 
-// Directory says who may enter. Both methods leave out disabled users and what is theirs.
+// Directory says who may enter. Both methods leave out disabled users and what is theirs. CodeUnavailable, with words for the
+// client, when it cannot say.
 type Directory interface {
 	// Target returns a container with the keys that open it; CodeNotFound when there is none.
 	Target(ctx context.Context, id compute.ContainerID) (compute.Target, error)
