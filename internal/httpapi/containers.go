@@ -70,7 +70,11 @@ func (s *Server) startContainer(ctx context.Context, c *fiber.Ctx, p compute.Pri
 }
 
 func (s *Server) stopContainer(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
-	return s.one(ctx, c, p, s.service.StopContainer)
+	a, err := s.one(ctx, c, p, s.service.StopContainer)
+	if err == nil {
+		s.revoked(ctx, c)
+	}
+	return a, err
 }
 
 // one answers with the container that the path names, after f.
@@ -100,6 +104,7 @@ func (s *Server) deleteContainer(ctx context.Context, c *fiber.Ctx, p compute.Pr
 	if err := s.service.DeleteContainer(ctx, p, id); err != nil {
 		return answer{}, err
 	}
+	s.revoked(ctx, c)
 	return deleted(), nil
 }
 
@@ -129,6 +134,9 @@ func (s *Server) putSSH(ctx context.Context, c *fiber.Ctx, p compute.Principal) 
 	on, err := s.service.SetSSHEnabled(ctx, p, id, r.SSHEnabled)
 	if err != nil {
 		return answer{}, err
+	}
+	if !on {
+		s.revoked(ctx, c)
 	}
 	return sshStatus(on), nil
 }

@@ -61,12 +61,19 @@ type Events interface {
 	Subscribe(owner compute.UserID, buffer int) *event.Subscription
 }
 
+// Gateways says which gateways may still admit what was allowed before the newest change.
+type Gateways interface {
+	// Unacknowledged waits until all know of it, or ctx ends, and names those that may not.
+	Unacknowledged(ctx context.Context) []string
+}
+
 // Config is what a Server is made of. Service, Verifier, Tokens, Events and Zone are required; zero elsewhere takes the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
 	Tokens   Tokens
 	Events   Events
+	Gateways Gateways // nil where there are none but this process's own
 	Zone     string
 	Log      *slog.Logger
 
@@ -106,6 +113,7 @@ type Server struct {
 	verifier   Verifier
 	tokens     Tokens
 	events     Events
+	gateways   Gateways
 	zone       string
 	origins    origins
 	externalIP string
@@ -132,7 +140,8 @@ type Server struct {
 // New returns a Server. It does no I/O.
 func New(c Config) *Server {
 	s := &Server{
-		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, zone: c.Zone, log: c.Log,
+		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, gateways: c.Gateways,
+		zone: c.Zone, log: c.Log,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now),

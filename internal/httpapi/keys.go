@@ -50,5 +50,6 @@ func (s *Server) deleteKey(ctx context.Context, c *fiber.Ctx, p compute.Principa
 	if err := s.service.DeleteKey(ctx, p, id); err != nil {
 		return answer{}, err
 	}
+	s.revoked(ctx, c)
 	return deleted(), nil
 }

@@ -105,7 +105,11 @@ func (r reply) check(method, target string) error {
 		return fmt.Errorf("no such status")
 	}
 	for name, h := range response.Headers {
-		if value := r.header.Get(name); value == "" || h.Value.Schema.Value.VisitJSON(value) != nil {
+		value := r.header.Get(name)
+		if value == "" && !h.Value.Required {
+			continue
+		}
+		if value == "" || h.Value.Schema.Value.VisitJSON(value) != nil {
 			return fmt.Errorf("the header %s is %q", name, value)
 		}
 	}
