@@ -143,6 +143,9 @@ func TestFollows(t *testing.T) {
 	step("it fails", func() error {
 		return p.store.SetStatus(ctx, box.ID, box.Generation, compute.StatusFailed, "no room")
 	})
+	step("its message is no text", func() error {
+		return p.store.SetStatus(ctx, box.ID, box.Generation, compute.StatusFailed, "the container said \xff\xfe")
+	})
 	step("stop", func() error { _, err := p.store.SetDesired(ctx, alice, other.ID, compute.DesiredStopped); return err })
 	step("a key is deleted", func() error { return p.store.DeleteKey(ctx, alice, key) })
 	step("a user is disabled", func() error { _, err := p.store.SetUserDisabled(ctx, alice, true); return err })

@@ -140,6 +140,9 @@ func newCodec() codec {
 	dec, err := cbor.DecOptions{
 		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
 		MaxNestedLevels: 8, MaxArrayElements: 1 << 16, MaxMapPairs: 1 << 10,
+		// Text is what the control plane has, whoever wrote it: one bad byte in a container's message, which may quote its
+		// agent, must not keep every gateway from all that is new.
+		UTF8: cbor.UTF8DecodeInvalid,
 	}.DecMode()
 	if err != nil {
 		panic(err)
