@@ -50,6 +50,7 @@ type plane struct {
 	hinted atomic.Pointer[Server]
 	served chan error
 	opt    ServerOptions
+	wrap   func(*store.Store) Source // what the server reads in place of the store
 }
 
 // newPlane starts one in a directory of its own. Heartbeats are fast.
@@ -77,8 +78,9 @@ func (p *plane) start() {
 		p.t.Fatal(err)
 	}
 	o := p.opt
-	if o.Source == nil {
-		o.Source = p.store
+	o.Source = p.store
+	if p.wrap != nil {
+		o.Source = p.wrap(p.store)
 	}
 	o.Authority, o.Log = p.ca, testLog(p.t)
 	if p.server, err = NewServer(o); err != nil {

@@ -164,7 +164,7 @@ func (p *peer) stream(ctx context.Context, v wireVersion) error {
 	p.see(ctx)
 	beat := true
 	for {
-		if _, err := p.s.credential(ctx, p.gateway.Fingerprint, p.gateway.Name); err != nil {
+		if err := p.inForce(ctx); err != nil {
 			return err
 		}
 		ready := p.ready
@@ -247,7 +247,8 @@ func (p *peer) sendChange(from, to wireVersion, c compute.Changes) error {
 	return p.w.end()
 }
 
-// sendSnapshot sends all there is, page by page. Its version is read before the first page.
+// sendSnapshot sends all there is, page by page. Its version is read before the first page. A gateway may take its time to read:
+// one that is revoked meanwhile learns no more.
 func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 	began := time.Now()
 	src := p.s.o.Source
@@ -267,6 +268,9 @@ func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 		if len(list) == 0 {
 			break
 		}
+		if err := p.inForce(ctx); err != nil {
+			return to, err
+		}
 		for _, a := range list {
 			if err := p.w.account(toWireAccount(a)); err != nil {
 				return to, err
@@ -282,6 +286,9 @@ func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 		if len(list) == 0 {
 			break
 		}
+		if err := p.inForce(ctx); err != nil {
+			return to, err
+		}
 		for _, b := range list {
 			if err := p.w.container(toWireContainer(b)); err != nil {
 				return to, err
@@ -294,6 +301,12 @@ func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 	p.s.log.Info("snapshot sent", "gateway", p.gateway.Name, "seq", to.Seq, "accounts", p.w.counts.Accounts,
 		"containers", p.w.counts.Containers, "took", time.Since(began), "err", err)
 	return to, err
+}
+
+// inForce returns why the gateway is one no more, if so.
+func (p *peer) inForce(ctx context.Context) error {
+	_, err := p.s.credential(ctx, p.gateway.Fingerprint, p.gateway.Name)
+	return err
 }
 
 // see records that the gateway is connected. That it cannot be recorded is no reason to end the connection.

@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"berth/internal/compute"
+	"berth/internal/store"
 )
 
 // dialRaw connects as a gateway that does as the test wants.
@@ -240,6 +242,50 @@ func TestCredentialRevoked(t *testing.T) {
 	names, err := p.server.Unacknowledged(t.Context(), p.last())
 	if err != nil || len(names) > 0 {
 		t.Errorf("not acknowledged by %v, %v", names, err)
+	}
+}
+
+// beforePage is a Source that does something before each page of containers is read.
+type beforePage struct {
+	Source
+	do func(ctx context.Context) error
+}
+
+func (b beforePage) ContainersAfter(
+	ctx context.Context, after compute.ContainerID, limit int,
+) ([]compute.Container, error) {
+	if err := b.do(ctx); err != nil {
+		return nil, err
+	}
+	return b.Source.ContainersAfter(ctx, after, limit)
+}
+
+// TestRevokedWhileASnapshotIsSent holds that what a slow gateway has not been sent by then it is not sent at all.
+func TestRevokedWhileASnapshotIsSent(t *testing.T) {
+	p := newPlane(t)
+	p.stop()
+	var revoke sync.Once
+	p.wrap = func(s *store.Store) Source {
+		return beforePage{s, func(ctx context.Context) (err error) {
+			revoke.Do(func() { _, err = s.RevokeGateway(ctx, "edge") })
+			return err
+		}}
+	}
+	p.start()
+	alice, key := p.user("alice")
+	p.box(alice, key)
+	in := newFrameReader(p.raw("edge"), maxFrame)
+	for last := kind(0); ; {
+		fr, err := in.next()
+		switch {
+		case err != nil && last != kindBye:
+			t.Fatalf("the last word is of kind %d, then %v", last, err)
+		case err != nil:
+			return
+		case fr.kind == kindContainers, fr.kind == kindEnd:
+			t.Errorf("it is sent a frame of kind %d", fr.kind)
+		}
+		last = fr.kind
 	}
 }
 
