@@ -331,7 +331,7 @@ func TestRevokedStaysRevoked(t *testing.T) {
 }
 
 // TestGatewayElsewhere gives a gateway a directory, a credential and an address, as on another machine. Its lobby works; when
-// its credential is revoked it is cut off and lets nobody in.
+// its credential is revoked it is cut off, puts everybody out and lets nobody in.
 func TestGatewayElsewhere(t *testing.T) {
 	t.Parallel()
 	i := own(t)
@@ -376,8 +376,20 @@ func TestGatewayElsewhere(t *testing.T) {
 	if err != nil || !strings.Contains(out, "connected") || !strings.Contains(out, "never") {
 		t.Errorf("gateway ls says %q, %v", out, err)
 	}
+	live, err := far.login(t, far.clientConfig(t, a.name, a.signer))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := i.run("gateway", "revoke", "far"); err != nil {
 		t.Fatal(err)
+	}
+	over := make(chan error, 1)
+	go func() { over <- live.Wait() }()
+	select {
+	case <-over:
+	case <-time.After(revokeLimit):
+		_ = live.Close()
+		t.Errorf("who was in is in still, %v after the gateway was revoked", revokeLimit)
 	}
 	var said string
 	soon(t, "the gateway lets nobody in", func() bool {

@@ -144,8 +144,13 @@ func (r *Replica) hear(now time.Time) {
 	}
 }
 
-// forget gives up all there is: the control plane said that this gateway is to admit nobody.
+// forget gives up all there is: the control plane said that this gateway is to admit nobody. It tells of no change any more,
+// so whoever is in must go too.
 func (r *Replica) forget() {
+	r.mu.Lock()
+	r.state, r.revoked = nil, true
+	r.endSubscriptions()
+	r.mu.Unlock()
 	r.stopCompaction()
 	r.dropFile()
 	r.durable = wireVersion{}
@@ -156,9 +161,6 @@ func (r *Replica) forget() {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.log.Error("remove the copy of the control plane's state", "err", err)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.state, r.revoked = nil, true
 }
 
 // dropFile closes a file that is of no more use. What it says stays on the disk.

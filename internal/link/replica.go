@@ -107,11 +107,11 @@ func (r *Replica) Ready(ctx context.Context) error {
 	}
 }
 
-// usable says why the replica cannot answer, if so. r.mu is held, or nobody else has r yet.
+// usable says why the replica cannot answer, if so: CodeForbidden when it is for good. r.mu is held, or nobody else has r yet.
 func (r *Replica) usable() error {
 	switch {
 	case r.revoked:
-		return compute.Errorf(compute.CodeUnavailable, "This gateway was taken out of service; use another one.")
+		return compute.Errorf(compute.CodeForbidden, "This gateway was taken out of service; use another one.")
 	case r.state == nil:
 		return compute.Errorf(compute.CodeUnavailable,
 			"This gateway has no word from its control plane yet; try again in a moment.")
@@ -199,7 +199,7 @@ type subscription struct{ c chan compute.Event }
 const pending = 1024
 
 // Changes subscribes to what changes from now on: which account or container it was, and whether it may have taken something
-// from somebody. The channel is closed when the reader is too slow, when a snapshot took the place of all there was, and at
+// from somebody. The channel is closed when the reader is too slow, when something took the place of all there was, and at
 // the end; the reader then looks at everything anew.
 func (r *Replica) Changes() (events <-chan compute.Event, cancel func()) {
 	s := &subscription{c: make(chan compute.Event, pending)}

@@ -210,13 +210,24 @@ func TestCredentialRevoked(t *testing.T) {
 	box := p.box(alice, key)
 	g, other := p.gateway("edge"), p.gateway("other")
 	p.await(g, other)
+	events, cancel := g.replica.Changes()
+	defer cancel()
 	if _, err := p.store.RevokeGateway(t.Context(), "edge"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the gateway admits nobody", func() bool {
-		_, err := g.replica.Target(context.Background(), box.ID)
-		return compute.CodeOf(err) == compute.CodeUnavailable && err != nil && strings.Contains(err.Error(), "taken out of service")
-	})
+	within := time.After(patience)
+	for told := false; !told; { // then whoever is in is looked at, and put out
+		select {
+		case _, open := <-events:
+			told = !open
+		case <-within:
+			t.Fatal("nobody is told that the gateway is one no more")
+		}
+	}
+	_, err := g.replica.Target(t.Context(), box.ID)
+	if err == nil || compute.CodeOf(err) != compute.CodeForbidden || !strings.Contains(err.Error(), "taken out of service") {
+		t.Errorf("the gateway says %v", err)
+	}
 	p.await(other)
 	eventually(t, "it is not connected", func() bool {
 		_, connected := p.server.Connected()[g.cred.Fingerprint]

@@ -100,8 +100,7 @@ func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 	if err := g.admit(c, id); err != nil {
 		switch compute.CodeOf(err) {
 		case compute.CodeNotFound:
-		case compute.CodeUnavailable:
-			g.log.Warn("nobody can log in", "remote", c.nc.RemoteAddr(), "err", err)
+		case compute.CodeUnavailable, compute.CodeForbidden:
 			c.apologize(err)
 		default:
 			g.log.Error("look up a login", "remote", c.nc.RemoteAddr(), "err", err)
@@ -116,6 +115,7 @@ func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 func (c *conn) apologize(err error) {
 	if !c.apologized {
 		c.apologized = true
+		c.g.log.Warn("nobody can log in", "remote", c.nc.RemoteAddr(), "err", err)
 		_ = c.pre.SendAuthBanner(compute.UserMessage(err) + "\r\n") // a client that is gone needs no word
 	}
 }
