@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"berth/internal/compute"
@@ -81,7 +82,7 @@ func (g gateways) revoke(ctx context.Context, name string) (GatewayInfo, error) 
 func (g gateways) Unacknowledged(ctx context.Context) []string {
 	server := g.b.link.Load()
 	if server == nil {
-		return nil
+		return g.away(ctx)
 	}
 	last, err := g.b.store.LastEvent(ctx)
 	if err != nil {
@@ -91,6 +92,21 @@ func (g gateways) Unacknowledged(ctx context.Context) []string {
 	if err := errors.Join(err, uerr); err != nil {
 		g.b.log.Error("ask which gateways know of a change", "err", err)
 	}
+	return names
+}
+
+// away names the gateways that go on without a control plane: they know of nothing that is changed now.
+func (g gateways) away(ctx context.Context) (names []string) {
+	list, err := g.b.store.Gateways(context.WithoutCancel(ctx))
+	if err != nil {
+		g.b.log.Error("ask which gateways know of a change", "err", err)
+	}
+	for _, c := range list {
+		if link.MayAdmit(c, g.b.cfg.MaxStale, time.Now()) {
+			names = append(names, c.Name)
+		}
+	}
+	slices.Sort(names)
 	return names
 }
 

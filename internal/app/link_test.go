@@ -143,6 +143,19 @@ func TestLinkOfTwoProcesses(t *testing.T) {
 	endNear()
 	stop()
 
+	// Without a control plane, the operator changes the database itself; gateways go on.
+	offline, err := OpenOperator(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err = offline.SetUserDisabled(t.Context(), "alice", true); err != nil ||
+		!slices.Equal(u.Unacknowledged, []string{"edge", localGateway}) {
+		t.Errorf("no control plane runs, and named are %q, %v", u.Unacknowledged, err)
+	}
+	if err := offline.Close(); err != nil {
+		t.Error(err)
+	}
+
 	// Both of the near ones start again: nothing is made anew.
 	before, err := os.ReadFile(filepath.Join(cfg.DataDir, localCredential))
 	if err != nil {

@@ -142,13 +142,17 @@ func (s *Server) Unacknowledged(ctx context.Context, seq int64) ([]string, error
 		}
 	}
 	for _, g := range list {
-		recent := !g.SeenAt.IsZero() && now.Sub(g.SeenAt) < s.o.MaxStale+2*noteInterval
-		if s.peers[g.Fingerprint] == nil && !g.Revoked() && recent && s.acked[g.Fingerprint] < seq {
+		if s.peers[g.Fingerprint] == nil && MayAdmit(g, s.o.MaxStale, now) && s.acked[g.Fingerprint] < seq {
 			names = append(names, g.Name)
 		}
 	}
 	slices.Sort(names)
 	return names, err
+}
+
+// MayAdmit says whether a gateway that is not connected may still admit what it last knew.
+func MayAdmit(g compute.Gateway, maxStale time.Duration, now time.Time) bool {
+	return !g.Revoked() && !g.SeenAt.IsZero() && now.Sub(g.SeenAt) < maxStale+2*noteInterval
 }
 
 // acknowledge records what a gateway has durably.
