@@ -74,6 +74,8 @@ func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authori
 		case err == nil && g.Revoked():
 			b.log.Warn("the credential of this directory's gateway was revoked; remove it to have another", "file", path)
 			return nil
+		case err == nil && !authority.Issued(c):
+			b.log.Warn("the credential of this directory's gateway is replaced: the authority is another", "file", path)
 		case err == nil, compute.CodeOf(err) != compute.CodeNotFound:
 			return err
 		}

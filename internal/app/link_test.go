@@ -198,9 +198,10 @@ func TestLocalCredential(t *testing.T) {
 		t.Errorf("in force are %q, and the file has %s", inForce, first)
 	}
 	for what, spoil := range map[string]func() error{
-		"removed":        func() error { return os.Remove(path) },
-		"damaged":        func() error { return os.WriteFile(path, []byte("x"), 0o600) },
-		"open to others": func() error { return os.Chmod(path, 0o644) },
+		"removed":                       func() error { return os.Remove(path) },
+		"damaged":                       func() error { return os.WriteFile(path, []byte("x"), 0o600) },
+		"open to others":                func() error { return os.Chmod(path, 0o644) },
+		"of an authority that was lost": func() error { return os.Remove(filepath.Join(cfg.DataDir, linkAuthority)) },
 	} {
 		if err := spoil(); err != nil {
 			t.Fatal(err)

@@ -173,6 +173,11 @@ func (a *Authority) Issue(name string) (text []byte, fingerprint string, err err
 	return text, fingerprintOf(der), err
 }
 
+// Issued says whether a credential is one of this authority's.
+func (a *Authority) Issued(c Credential) bool {
+	return c.config != nil && c.config.RootCAs.Equal(a.pool())
+}
+
 // serverConfig returns the control plane's side, with a certificate for this process alone.
 func (a *Authority) serverConfig() (*tls.Config, error) {
 	template := certificate(serverName)
