@@ -98,7 +98,7 @@ func (k *talk) answered() int64 {
 // gone waits until the gateway has closed the connection.
 func (k *talk) gone() {
 	k.t.Helper()
-	if _, err := k.in.next(); err == nil || errors.Is(err, context.DeadlineExceeded) {
+	if _, err := k.in.next(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		k.t.Fatalf("the gateway goes on: %v", err)
 	}
 	_ = k.conn.Close()
