@@ -247,8 +247,7 @@ func (p *peer) sendChange(from, to wireVersion, c compute.Changes) error {
 	return p.w.end()
 }
 
-// sendSnapshot sends all there is, page by page. Its version is read before the first page. A gateway may take its time to read:
-// one that is revoked meanwhile learns no more.
+// sendSnapshot sends all there is, page by page. Its version is read before the first page.
 func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 	began := time.Now()
 	src := p.s.o.Source
@@ -260,47 +259,45 @@ func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 	if err := p.w.begin(begin{Full: true, To: to}); err != nil {
 		return to, err
 	}
-	for after := compute.UserID(0); ; {
-		list, err := src.AccountsAfter(ctx, after, pageSize)
-		if err != nil {
-			return to, err
-		}
-		if len(list) == 0 {
-			break
-		}
-		if err := p.inForce(ctx); err != nil {
-			return to, err
-		}
-		for _, a := range list {
-			if err := p.w.account(toWireAccount(a)); err != nil {
-				return to, err
-			}
-		}
-		after = list[len(list)-1].ID
+	err = sendPages(ctx, p, src.AccountsAfter, func(a compute.Account) (compute.UserID, error) {
+		return a.ID, p.w.account(toWireAccount(a))
+	})
+	if err != nil {
+		return to, err
 	}
-	for after := compute.ContainerID(""); ; {
-		list, err := src.ContainersAfter(ctx, after, pageSize)
-		if err != nil {
-			return to, err
-		}
-		if len(list) == 0 {
-			break
-		}
-		if err := p.inForce(ctx); err != nil {
-			return to, err
-		}
-		for _, b := range list {
-			if err := p.w.container(toWireContainer(b)); err != nil {
-				return to, err
-			}
-		}
-		after = list[len(list)-1].ID
+	err = sendPages(ctx, p, src.ContainersAfter, func(b compute.Container) (compute.ContainerID, error) {
+		return b.ID, p.w.container(toWireContainer(b))
+	})
+	if err != nil {
+		return to, err
 	}
 	p.expect(to.Seq, installFactor*p.s.o.Timeout)
 	err = errors.Join(p.w.end(), p.out.Flush())
 	p.s.log.Info("snapshot sent", "gateway", p.gateway.Name, "seq", to.Seq, "accounts", p.w.counts.Accounts,
 		"containers", p.w.counts.Containers, "took", time.Since(began), "err", err)
 	return to, err
+}
+
+// sendPages reads pages until there are no more, and sends what is in them. A gateway may take its time to read: one that is
+// revoked meanwhile learns no more.
+func sendPages[ID, T any](
+	ctx context.Context, p *peer, read func(ctx context.Context, after ID, limit int) ([]T, error), send func(T) (ID, error),
+) error {
+	var after ID
+	for {
+		list, err := read(ctx, after, pageSize)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		if err := p.inForce(ctx); err != nil {
+			return err
+		}
+		for _, v := range list {
+			if after, err = send(v); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // inForce returns why the gateway is one no more, if so.

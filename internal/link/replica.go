@@ -107,7 +107,8 @@ func (r *Replica) Ready(ctx context.Context) error {
 	}
 }
 
-// usable says why the replica cannot answer, if so: CodeForbidden when it is for good. r.mu is held, or nobody else has r yet.
+// usable says why the replica cannot answer, if so: CodeForbidden when it is for good. r.mu is held, or nobody else has r
+// yet.
 func (r *Replica) usable() error {
 	switch {
 	case r.revoked:
