@@ -71,6 +71,24 @@ type Container struct {
 	HTTPSEnabled bool `json:"https_enabled"`
 }
 
+// ContainerChange What is to change of a container. A field that is left out, or null, stays as it is.
+type ContainerChange struct {
+	// MemoryMB Memory in MB, from 64 to 16384 unless your operator says otherwise.
+	MemoryMB *int `json:"memory_mb,omitempty"`
+
+	// Name What to call it, 1 to 64 characters.
+	Name *string `json:"name,omitempty"`
+
+	// StorageGB Storage in GB, not less than it has.
+	StorageGB *int `json:"storage_gb,omitempty"`
+}
+
+// ContainerKeys defines model for ContainerKeys.
+type ContainerKeys struct {
+	// SSHKeyIDs The ids of those of your SSH keys that open it, 1 to 10 of them.
+	SSHKeyIDs []int64 `json:"ssh_key_ids"`
+}
+
 // ContainerList defines model for ContainerList.
 type ContainerList struct {
 	// Containers Oldest first.
@@ -199,6 +217,23 @@ type IngressRuleRequest struct {
 
 	// TargetPort The container's port, 1 to 65535; the same as `port` where it is not given.
 	TargetPort *int `json:"target_port,omitempty"`
+}
+
+// InstanceType defines model for InstanceType.
+type InstanceType struct {
+	// Name What a container's `instance_type` names.
+	Name string `json:"name"`
+
+	// Architecture Of its processor, `arm64` or `amd64`. Where all machines are of one kind, that is the one it gets.
+	Architecture string `json:"architecture"`
+
+	// CPUs How many processors' time it may use.
+	CPUs float64 `json:"cpus"`
+}
+
+// InstanceTypeList defines model for InstanceTypeList.
+type InstanceTypeList struct {
+	InstanceTypes []InstanceType `json:"instance_types"`
 }
 
 // MountPaths defines model for MountPaths.
@@ -353,6 +388,9 @@ type TokenRequest struct {
 // ContainerID defines model for ContainerID.
 type ContainerID = string
 
+// IfMatch defines model for IfMatch.
+type IfMatch = string
+
 // Conflict What every error looks like (RFC 9457).
 type Conflict = Problem
 
@@ -365,6 +403,9 @@ type Invalid = Problem
 // NotFound What every error looks like (RFC 9457).
 type NotFound = Problem
 
+// Precondition What every error looks like (RFC 9457).
+type Precondition = Problem
+
 // TooLarge What every error looks like (RFC 9457).
 type TooLarge = Problem
 
@@ -376,6 +417,18 @@ type Unavailable = Problem
 
 // UnsupportedMedia What every error looks like (RFC 9457).
 type UnsupportedMedia = Problem
+
+// ChangeContainerParams defines parameters for ChangeContainer.
+type ChangeContainerParams struct {
+	// IfMatch The `ETag` that the container must have, or several of them with commas between, or `*` (RFC 9110).
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// SetContainerKeysParams defines parameters for SetContainerKeys.
+type SetContainerKeysParams struct {
+	// IfMatch The `ETag` that the container must have, or several of them with commas between, or `*` (RFC 9110).
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
 
 // OpenTerminalParams defines parameters for OpenTerminal.
 type OpenTerminalParams struct {
@@ -402,6 +455,9 @@ type WatchContainersParams struct {
 // CreateContainerJSONRequestBody defines body for CreateContainer for application/json ContentType.
 type CreateContainerJSONRequestBody = ContainerRequest
 
+// ChangeContainerJSONRequestBody defines body for ChangeContainer for application/json ContentType.
+type ChangeContainerJSONRequestBody = ContainerChange
+
 // AddIngressRuleJSONRequestBody defines body for AddIngressRule for application/json ContentType.
 type AddIngressRuleJSONRequestBody = IngressRuleRequest
 
@@ -410,6 +466,9 @@ type SetMountPathsJSONRequestBody = MountPaths
 
 // SetSSHAccessJSONRequestBody defines body for SetSSHAccess for application/json ContentType.
 type SetSSHAccessJSONRequestBody = SSHAccess
+
+// SetContainerKeysJSONRequestBody defines body for SetContainerKeys for application/json ContentType.
+type SetContainerKeysJSONRequestBody = ContainerKeys
 
 // AddSSHKeyJSONRequestBody defines body for AddSSHKey for application/json ContentType.
 type AddSSHKeyJSONRequestBody = SSHKeyRequest

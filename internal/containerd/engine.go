@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -248,10 +249,10 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	if err := checkArch(s); err != nil {
 		return err
 	}
-	if err := e.AdmitMounts(ctx, s); err != nil {
+	if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
 		return err
 	}
-	if err := e.roomOnDisk(s); err != nil {
+	if err := e.roomOnDisk(s.Owner, s.StorageGB); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -259,13 +260,27 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	return e.roomInMemory(s)
 }
 
-// AdmitMounts refuses mount paths that the image makes impossible.
-func (e *Engine) AdmitMounts(ctx context.Context, s compute.Spec) error {
+// AdmitChange refuses mount paths that the image makes impossible, and sizes for which there is no room.
+func (e *Engine) AdmitChange(ctx context.Context, was, s compute.Spec) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	_, err := e.image.resolveMounts(s.MountPaths)
-	return err
+	if !slices.Equal(was.MountPaths, s.MountPaths) {
+		if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
+			return err
+		}
+	}
+	if more := s.StorageGB - was.StorageGB; more > 0 {
+		if err := e.roomOnDisk(s.Owner, more); err != nil {
+			return err
+		}
+	}
+	if !s.Running || s.MemoryMB <= was.MemoryMB {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.roomInMemory(s)
 }
 
 func checkArch(s compute.Spec) error {
@@ -275,9 +290,9 @@ func checkArch(s compute.Spec) error {
 	return nil
 }
 
-// roomOnDisk keeps the reserve free, and one owner from filling the disk alone: what their containers may still write and the
-// new one's storage must fit beside the reserve. Owners together may be promised more than there is.
-func (e *Engine) roomOnDisk(s compute.Spec) error {
+// roomOnDisk keeps the reserve free, and one owner from filling the disk alone: what their containers may still write and
+// so many GB more must fit beside the reserve. Owners together may be promised more than there is.
+func (e *Engine) roomOnDisk(owner compute.UserID, more int) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(e.layout.dir("volumes"), &st); err != nil {
 		return compute.Internal("measure free disk space", err)
@@ -289,14 +304,14 @@ func (e *Engine) roomOnDisk(s compute.Spec) error {
 			"The machine's disk has %.1f GB free and keeps %.1f GB in reserve; free some space, or lower the reserve.",
 			float64(free)/gb, float64(e.opt.ReserveBytes)/gb)
 	}
-	promised, err := e.unwritten(s.Owner)
+	promised, err := e.unwritten(owner)
 	if err != nil {
 		return compute.Internal("measure volumes", err)
 	}
-	if room := free - e.opt.ReserveBytes - promised; int64(s.StorageGB)*gb > room {
+	if room := free - e.opt.ReserveBytes - promised; int64(more)*gb > room {
 		return compute.Errorf(compute.CodeCapacity,
 			"The machine's disk has room for %.1f GB more of your storage, and %d GB were asked for; ask for less, or delete a container.",
-			float64(max(0, room))/gb, s.StorageGB)
+			float64(max(0, room))/gb, more)
 	}
 	return nil
 }
@@ -350,7 +365,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) error {
 	defer e.release(u)
 	v := e.volume(s.Ref)
 	if errors.Is(v.check(), errNoVolume) {
-		if err := e.roomOnDisk(s); err != nil {
+		if err := e.roomOnDisk(s.Owner, s.StorageGB); err != nil {
 			return err
 		}
 	}

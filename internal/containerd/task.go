@@ -108,6 +108,11 @@ func (e *Engine) keep(ctx context.Context, u *unit, s compute.Spec) (bool, error
 	if err != nil || !slices.Equal(from.MountPaths, s.MountPaths) {
 		return false, nil
 	}
+	if err := e.volume(s.Ref).growMounted(s.StorageGB); errors.Is(err, unix.EPERM) {
+		e.log.Info("the volume grows when its container is started next: berth lacks CAP_SYS_RESOURCE", "container", s.Ref)
+	} else if err != nil {
+		return false, err
+	}
 	if from.MemoryMB != s.MemoryMB || from.MilliCPU != s.MilliCPU {
 		if err := e.resize(ctx, u, s, spec); err != nil {
 			return false, err
@@ -162,7 +167,7 @@ func (e *Engine) launch(ctx context.Context, u *unit, s compute.Spec) error {
 		return err
 	}
 	t := e.tree(s.Ref)
-	if err := t.assemble(ctx, s.MountPaths, identity{s.Hostname, e.network.Gateway()}, step); err != nil {
+	if err := t.assemble(ctx, s, identity{s.Hostname, e.network.Gateway()}, step); err != nil {
 		return err
 	}
 	spec, err := e.ociSpec(ctx, s, t, resolved)

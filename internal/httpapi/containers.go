@@ -42,6 +42,7 @@ func (s *Server) createContainer(ctx context.Context, c *fiber.Ctx, p compute.Pr
 		return answer{}, err
 	}
 	c.Set(fiber.HeaderLocation, "/compute/containers/"+string(v.ID))
+	setETag(c, v.Container)
 	return answer{http.StatusCreated, s.container(v)}, nil
 }
 
@@ -90,6 +91,7 @@ func (s *Server) one(
 	if err != nil {
 		return answer{}, err
 	}
+	setETag(c, v.Container)
 	return answer{http.StatusOK, s.container(v)}, nil
 }
 

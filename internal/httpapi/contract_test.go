@@ -387,7 +387,9 @@ func TestEveryRouteRefuses(t *testing.T) {
 	bodies := map[string]string{
 		"POST /compute/containers":              `{"name":"b","ssh_key_ids":[1]}`,
 		"POST /compute/ssh-keys":                string(encode(map[string]string{"name": "n", "public_key": newKey(t, "")})),
+		"PATCH /compute/containers/{id}":        `{"name":"c"}`,
 		"PUT /compute/containers/{id}/ssh":      `{"ssh_enabled":true}`,
+		"PUT /compute/containers/{id}/ssh-keys": `{"ssh_key_ids":[1]}`,
 		"POST /compute/containers/{id}/ingress": `{"port":80}`,
 		"PUT /compute/containers/{id}/mounts":   `{"mount_paths":[]}`,
 		"POST /compute/tokens":                  `{"name":"t","scopes":["all"]}`,

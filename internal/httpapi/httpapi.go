@@ -32,6 +32,10 @@ type Service interface {
 	ListContainersAt(ctx context.Context, p compute.Principal) (list []control.ContainerView, seq int64, err error)
 	CreateContainer(ctx context.Context, p compute.Principal, r compute.ContainerRequest) (control.ContainerView, error)
 	GetContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
+	ChangeContainer(
+		ctx context.Context, p compute.Principal, id compute.ContainerID, r compute.ContainerChange, m compute.Match,
+	) (control.ContainerView, error)
+	InstanceTypes() []compute.InstanceType
 	StartContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
 	StopContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
 	DeleteContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) error
@@ -183,16 +187,21 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/containers", auth.ScopeContainersRead, s.listContainers)
 	s.handle(fiber.MethodPost, "/compute/containers", auth.ScopeContainersWrite, s.createContainer)
 	s.handle(fiber.MethodGet, "/compute/containers/:id", auth.ScopeContainersRead, s.getContainer)
+	s.handle(fiber.MethodPatch, "/compute/containers/:id", auth.ScopeContainersWrite, s.changeContainer)
 	s.handle(fiber.MethodDelete, "/compute/containers/:id", auth.ScopeContainersWrite, s.deleteContainer)
 	s.handle(fiber.MethodPost, "/compute/containers/:id/start", auth.ScopeContainersWrite, s.startContainer)
 	s.handle(fiber.MethodPost, "/compute/containers/:id/stop", auth.ScopeContainersWrite, s.stopContainer)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh", auth.ScopeContainersRead, s.getSSH)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh", auth.ScopeContainersWrite, s.putSSH)
+	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh-keys", auth.ScopeContainersRead, s.getContainerKeys)
+	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh-keys", auth.ScopeContainersWrite, s.putContainerKeys)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ingress", auth.ScopeContainersRead, s.listIngress)
 	s.handle(fiber.MethodPost, "/compute/containers/:id/ingress", auth.ScopeContainersWrite, s.addIngress)
 	s.handle(fiber.MethodDelete, "/compute/containers/:id/ingress/:port", auth.ScopeContainersWrite, s.deleteIngress)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/mounts", auth.ScopeContainersRead, s.getMounts)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/mounts", auth.ScopeContainersWrite, s.putMounts)
+
+	s.handle(fiber.MethodGet, "/compute/instance-types", auth.ScopeContainersRead, s.listInstanceTypes)
 
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
 	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)

@@ -39,6 +39,7 @@ var statuses = map[compute.Code]int{
 	compute.CodeNotRunning:       http.StatusConflict,
 	compute.CodeSSHDisabled:      http.StatusConflict,
 	compute.CodeStorageMissing:   http.StatusConflict,
+	compute.CodePrecondition:     http.StatusPreconditionFailed,
 	compute.CodeMethod:           http.StatusMethodNotAllowed,
 	compute.CodeTooLarge:         http.StatusRequestEntityTooLarge,
 	compute.CodeUnsupportedMedia: http.StatusUnsupportedMediaType,
