@@ -203,7 +203,7 @@ func (b *berth) openAPI(l net.Listener) {
 		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(),
 		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
-		MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
+		RequestsPerSecond: b.cfg.RequestsPerSecond, MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
 	}
 	if b.link.Load() != nil {
 		c.Gateways = gateways{b}

@@ -89,6 +89,8 @@ type Config struct {
 	MaxFeedsPerUser int // of one account; one more is told 429
 	feedTimes       feedTimes
 
+	RequestsPerSecond int // of one account, on average; 0: no bound
+
 	MaxConns       int           // open connections; one more is told 503 and closed
 	ReadTimeout    time.Duration // for one request, headers and body
 	RequestTimeout time.Duration // for one answer
@@ -124,6 +126,7 @@ type Server struct {
 	log        *slog.Logger
 	timeout    time.Duration
 	tickets    *tickets
+	pace       *pace
 	feeds      *feeds
 
 	writeBuffers sync.Pool // of WebSockets
@@ -148,7 +151,7 @@ func New(c Config) *Server {
 		zone: c.Zone, log: c.Log,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
-		tickets: newTickets(time.Now),
+		tickets: newTickets(time.Now), pace: newPace(c.RequestsPerSecond),
 	}
 	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
