@@ -305,7 +305,7 @@ func TestFeedMissesEvents(t *testing.T) {
 // story is what one client has seen, held against what it may see.
 type story struct {
 	at   map[compute.ContainerID]condition
-	lost func() bool // a client fell behind, as some do on a busy machine, and was told a list in place of what it missed
+	lost func() bool         // a client fell behind, as some do on a busy machine, and was told a list in place of what it missed
 	last compute.ContainerID // the one of that name
 }
 
