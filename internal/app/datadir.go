@@ -67,6 +67,22 @@ func takeLock(dir, name string) (*dataLock, error) {
 	return &dataLock{f}, nil
 }
 
+// served says whether a process serves the data directory, and makes nothing there.
+func served(dir string) bool {
+	for _, name := range []string{dataLockFile, gatewayLockFile} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			continue
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		_ = f.Close() // and with it the lock
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return true
+		}
+	}
+	return false
+}
+
 func (l *dataLock) release() error { return l.f.Close() }
 
 // stopRunning ends the process that has a lock of the data directory, if there is one, and takes the lock. Progress goes to

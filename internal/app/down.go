@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"berth/internal/config"
@@ -104,6 +106,7 @@ func Doctor(ctx context.Context, c config.Config) []Check {
 	if err != nil {
 		checks[1].Detail = err.Error()
 	}
+	checks = append(checks, checkAddresses(c))
 	options.Log = slog.New(slog.DiscardHandler)
 	for _, k := range containerd.Checks(ctx, options) {
 		check := Check{Name: k.Name, OK: k.Problem == nil, Needed: k.Fatal}
@@ -113,4 +116,25 @@ func Doctor(ctx context.Context, c config.Config) []Check {
 		checks = append(checks, check)
 	}
 	return checks
+}
+
+// checkAddresses says which of the addresses to serve at are taken, unless it is by the Berth of this data directory.
+func checkAddresses(c config.Config) Check {
+	check := Check{Name: "addresses", OK: true, Needed: true}
+	if served(c.DataDir) {
+		return check
+	}
+	var taken []string
+	for _, a := range []struct{ setting, addr string }{{"http-addr", c.HTTPAddr}, {"ssh-addr", c.SSHAddr}} {
+		l, err := net.Listen("tcp", a.addr)
+		if err != nil {
+			taken = append(taken, fmt.Sprintf("cannot serve at %s: %v; choose another with --%s", a.addr, errors.Unwrap(err), a.setting))
+			continue
+		}
+		_ = l.Close() // nobody was accepted
+	}
+	if len(taken) > 0 {
+		check.OK, check.Detail = false, strings.Join(taken, "; ")
+	}
+	return check
 }

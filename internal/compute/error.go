@@ -10,12 +10,12 @@ type Code string
 
 // The codes. Adding one is compatible; changing what one means is not.
 const (
-	CodeInvalid          Code = "invalid"           // a value is malformed or out of range
-	CodeUnauthenticated  Code = "unauthenticated"   // no credential, or one that does not verify
-	CodeForbidden        Code = "forbidden"         // known, and not allowed
-	CodeNotFound         Code = "not_found"         // absent, or not for this principal to see
-	CodeConflict         Code = "conflict"          // clashes with what exists
-	CodeLimit            Code = "limit_reached"     // one more would exceed a limit of the account
+	CodeInvalid          Code = "invalid"         // a value is malformed or out of range
+	CodeUnauthenticated  Code = "unauthenticated" // no credential, or one that does not verify
+	CodeForbidden        Code = "forbidden"       // known, and not allowed
+	CodeNotFound         Code = "not_found"       // absent, or not for this principal to see
+	CodeConflict         Code = "conflict"        // clashes with what exists
+	CodeLimit            Code = "limit_reached"   // one more would exceed a limit of the account
 	CodePrecondition     Code = "precondition_failed"
 	CodeUnsupportedMedia Code = "unsupported_media" // a body that is not JSON
 	CodeTooLarge         Code = "too_large"         // a body over the limit

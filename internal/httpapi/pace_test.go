@@ -14,12 +14,13 @@ import (
 func TestPace(t *testing.T) {
 	p := newPace(3)
 	now := time.Unix(1_800_000_000, 0)
-	take := func(u compute.UserID) (error, *fasthttp.ResponseHeader) {
+	take := func(u compute.UserID) (*fasthttp.ResponseHeader, error) {
 		var h fasthttp.ResponseHeader
-		return p.take(u, now, &h), &h
+		err := p.take(u, now, &h)
+		return &h, err
 	}
 	for i := range 30 {
-		err, h := take(1)
+		h, err := take(1)
 		if err != nil {
 			t.Fatalf("request %d: %v", i, err)
 		}
@@ -28,19 +29,19 @@ func TestPace(t *testing.T) {
 			t.Errorf("request %d: %s, want %s", i, got, want)
 		}
 	}
-	err, h := take(1)
+	h, err := take(1)
 	if compute.CodeOf(err) != codeTooMany || string(h.Peek("Retry-After")) != "1" ||
 		string(h.Peek("RateLimit-Policy")) != `"account";q=30;w=10` {
 		t.Errorf("%v, %s", err, h)
 	}
-	if err, _ := take(2); err != nil {
+	if _, err := take(2); err != nil {
 		t.Errorf("another account: %v", err)
 	}
 	now = now.Add(334 * time.Millisecond)
-	if err, _ := take(1); err != nil {
+	if _, err := take(1); err != nil {
 		t.Errorf("a third of a second later: %v", err)
 	}
-	if err, _ := take(1); compute.CodeOf(err) != codeTooMany {
+	if _, err := take(1); compute.CodeOf(err) != codeTooMany {
 		t.Errorf("and one more: %v", err)
 	}
 }

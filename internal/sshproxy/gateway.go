@@ -109,7 +109,7 @@ const version = "OpenSSH_compatible Berth"
 // Causes of the end of a connection that a user may read.
 var (
 	errShutdown = errors.New("the gateway is shutting down; connect again")
-	errRevoked  = errors.New("the container was deleted, or this key opens it no more")
+	errRevoked  = errors.New("the container was deleted, its account was disabled, or this key opens it no more")
 	errStranger = errors.New("this key stands under no account any more")
 )
 
