@@ -41,6 +41,9 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		return err
 	}
 	b.onClose(lock.release)
+	if err := b.openMonitor(); err != nil {
+		return err
+	}
 	gateway, err := b.listenTCP("ssh-addr", c.SSHAddr)
 	if err != nil {
 		return err
@@ -50,6 +53,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		return err
 	}
 	b.onClose(reader.Close)
+	b.watchDatabase(reader)
 	if err := b.openEvents(ctx, reader); err != nil {
 		return err
 	}
