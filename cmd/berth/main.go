@@ -29,7 +29,7 @@ func main() {
 	}
 	config.Flags(root.PersistentFlags())
 	root.SetUsageTemplate(settingsOnce(root.UsageTemplate()))
-	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), doctorCommand())
+	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), doctorCommand(), backupCommand(), restoreCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errReported) {
 			fmt.Fprintln(os.Stderr, "berth:", err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"berth/internal/config"
@@ -74,6 +75,15 @@ func removeData(dir string) error {
 	}
 	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", commitsFile, gatewayLockFile, dataLockFile)
 	var errs []error
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, e := range entries {
+		if e.Name() == stagingDir || strings.HasPrefix(e.Name(), replacedDirs) { // of restores
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
 	for _, n := range names {
 		errs = append(errs, removeQuietly(filepath.Join(dir, n)))
 	}
