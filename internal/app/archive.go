@@ -114,8 +114,8 @@ func notBackup(format string, args ...any) error {
 	return compute.Errorf(compute.CodeInvalid, "That is not a whole backup of Berth: %s.", fmt.Sprintf(format, args...))
 }
 
-// readArchive unpacks a backup into dir, which is empty. It writes no file but those that a backup may hold, none larger than
-// the archive is, and checks each against the manifest.
+// readArchive unpacks a backup into dir, which is empty. It writes no file but those that a backup may hold, none larger
+// than the archive is, and checks each against the manifest.
 func readArchive(r io.Reader, dir string) (manifest, error) {
 	t := tar.NewReader(r)
 	m, err := readManifest(t)
@@ -153,7 +153,8 @@ func readManifest(t *tar.Reader) (m manifest, err error) {
 		return m, notBackup("%s cannot be read", manifestFile)
 	}
 	if m.Format > archiveFormat {
-		return m, compute.Errorf(compute.CodeConflict, "The backup was made by a newer Berth (%.64q); use that version.", m.Version)
+		const newer = "The backup was made by a newer Berth (%.64q); use that version."
+		return m, compute.Errorf(compute.CodeConflict, newer, m.Version)
 	}
 	seen := map[string]bool{}
 	for _, file := range m.Files {

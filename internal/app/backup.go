@@ -15,8 +15,8 @@ import (
 	"berth/internal/store"
 )
 
-// Backup writes the state of the data directory into a new file that is the caller's alone: the database as of one moment, and
-// the host keys. Berth may run meanwhile, of whatever version. Volumes are not in it.
+// Backup writes the state of the data directory into a new file that is the caller's alone: the database as of one moment,
+// and the host keys. Berth may run meanwhile, of whatever version. Volumes are not in it.
 func Backup(ctx context.Context, c config.Config, file string, out io.Writer) error {
 	database := filepath.Join(c.DataDir, databaseFile)
 	if !exists(database) {
