@@ -114,11 +114,11 @@ func notBackup(format string, args ...any) error {
 	return compute.Errorf(compute.CodeInvalid, "That is not a whole backup of Berth: %s.", fmt.Sprintf(format, args...))
 }
 
-// readArchive unpacks a backup into dir, which is empty. It writes no file but those that a backup may hold, none larger
-// than the archive is, and checks each against the manifest.
-func readArchive(r io.Reader, dir string) (manifest, error) {
+// readArchive unpacks a backup of size bytes into dir, which is empty. It writes no file but those that a backup may hold,
+// none larger than the backup is, and checks each against the manifest. They may not be on the disk yet when it returns.
+func readArchive(r io.Reader, size int64, dir string) (manifest, error) {
 	t := tar.NewReader(r)
-	m, err := readManifest(t)
+	m, err := readManifest(t, size)
 	if err != nil {
 		return m, err
 	}
@@ -140,7 +140,7 @@ func readArchive(r io.Reader, dir string) (manifest, error) {
 	return m, nil
 }
 
-func readManifest(t *tar.Reader) (m manifest, err error) {
+func readManifest(t *tar.Reader, size int64) (m manifest, err error) {
 	h, err := t.Next()
 	if err != nil || h.Name != manifestFile || h.Typeflag != tar.TypeReg || h.Size > maxManifest {
 		return m, notBackup("it does not begin with %s", manifestFile)
@@ -159,6 +159,9 @@ func readManifest(t *tar.Reader) (m manifest, err error) {
 	seen := map[string]bool{}
 	for _, file := range m.Files {
 		key := slices.Contains(archivedKeys, file.Name)
+		if file.Size > size { // or else a sparse entry says so, and would fill the disk
+			return m, notBackup("it is cut short")
+		}
 		if file.Name != databaseFile && !key || seen[file.Name] || file.Size < 0 || key && file.Size > maxArchivedKey {
 			return m, notBackup("it lists %.64q", file.Name)
 		}
@@ -177,7 +180,7 @@ func unpack(r io.Reader, file archivedFile, dir string) error {
 	}
 	sum := sha256.New()
 	_, err = io.Copy(io.MultiWriter(f, sum), r)
-	errWrite := errors.Join(f.Sync(), f.Close())
+	errWrite := f.Close()
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return notBackup("it is cut short")

@@ -93,10 +93,11 @@ func renameNew(from, to string) error {
 	if err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); err != nil {
 		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
 	}
-	return syncDir(filepath.Dir(to))
+	return syncPath(filepath.Dir(to))
 }
 
-func syncDir(path string) error {
+// syncPath has what a file or a directory holds on the disk when it returns.
+func syncPath(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
 		return err

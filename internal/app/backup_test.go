@@ -1,6 +1,7 @@
 package app
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"io"
@@ -266,7 +267,7 @@ func TestRestoreRefusals(t *testing.T) {
 		"empty":      {"", "does not begin"},
 		"noise":      {strings.Repeat("no backup", 1000), "does not begin"},
 		"cut":        {whole[:len(whole)/2], "cut short"},
-		"no file":    {whole[:strings.Index(whole, "berth.db\x00")], "missing"},
+		"no file":    {whole[:strings.Index(whole, "berth.db\x00")], "cut short"},
 		"damaged":    {strings.Replace(whole, "alice", "malic", 1), "damaged"},
 		"newer":      {strings.Replace(whole, `"format": 1`, `"format": 9`, 1), "newer Berth"},
 		"other file": {strings.Replace(whole, `"name": "berth.db"`, `"name": "../be.db"`, 1), "it lists"},
@@ -322,6 +323,31 @@ func TestBackupRefusals(t *testing.T) {
 	}
 }
 
+// A sparse entry can claim any size: the manifest that does so too is refused before anything is unpacked.
+func TestArchiveOfHugeFiles(t *testing.T) {
+	m := manifest{Format: archiveFormat, Files: []archivedFile{{Name: databaseFile, Size: 1 << 50}}}
+	text, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: manifestFile, Size: int64(len(text)), Mode: 0o600}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	into := t.TempDir()
+	if _, err := readArchive(&b, int64(b.Len()), into); err == nil || !strings.Contains(err.Error(), "cut short") {
+		t.Errorf("%v", err)
+	}
+	glob(t, filepath.Join(into, "*"), 0)
+}
+
 // Whatever a file holds, unpacking it writes nothing but what a backup has.
 func FuzzReadArchive(f *testing.F) {
 	dir := f.TempDir()
@@ -341,7 +367,7 @@ func FuzzReadArchive(f *testing.F) {
 	f.Add([]byte("no backup"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		into := t.TempDir()
-		m, err := readArchive(bytes.NewReader(text), into)
+		m, err := readArchive(bytes.NewReader(text), int64(len(text)), into)
 		entries, derr := os.ReadDir(into)
 		if derr != nil {
 			t.Fatal(derr)

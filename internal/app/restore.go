@@ -50,7 +50,11 @@ func Restore(ctx context.Context, c config.Config, file string, out io.Writer) (
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(r.staging)) }()
-	if r.manifest, err = readArchive(f, r.staging); err != nil {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if r.manifest, err = readArchive(f, st.Size(), r.staging); err != nil {
 		return err
 	}
 	return r.run(ctx)
@@ -126,7 +130,8 @@ func (r *restore) replaceKeys() error {
 		if file.Name == databaseFile {
 			continue
 		}
-		staged, err := os.ReadFile(filepath.Join(r.staging, file.Name))
+		from := filepath.Join(r.staging, file.Name)
+		staged, err := os.ReadFile(from)
 		if err != nil {
 			return err
 		}
@@ -137,11 +142,14 @@ func (r *restore) replaceKeys() error {
 		if err := r.moveAside(file.Name); err != nil {
 			return err
 		}
-		if err := os.Rename(filepath.Join(r.staging, file.Name), path); err != nil {
+		if err := syncPath(from); err != nil { // the file itself, before it has its name
+			return err
+		}
+		if err := os.Rename(from, path); err != nil {
 			return err
 		}
 	}
-	return syncDir(r.dir)
+	return syncPath(r.dir)
 }
 
 // replaceDatabase keeps the one that is there under another name and then renames over it, so that at no instant there is
@@ -170,7 +178,7 @@ func (r *restore) replaceDatabase(database, staged string, damaged bool) error {
 	if err := os.Rename(staged, database); err != nil {
 		return err
 	}
-	return syncDir(r.dir)
+	return syncPath(r.dir)
 }
 
 // moveAside keeps a file of the data directory, if it is there, where the next start does not see it.
