@@ -14,27 +14,28 @@ endif
 
 version := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
 sources := $(shell find cmd internal api web -type f ! -name '*_test.go' ! -path '*/node_modules/*' 2>/dev/null)
-programs := bin/berth bin/berth-api bin/berth-gateway
-agent := bin/berth-agent-linux
+arch := $(shell go env GOARCH 2>/dev/null)
+up := bin/berth bin/berth-agent-linux-$(arch)
+rest := bin/berth-api bin/berth-gateway $(patsubst %,bin/berth-agent-linux-%,$(filter-out $(arch),amd64 arm64))
 # Builds the image beside what follows. mkimage comes first, since two builds at a time compile what they share twice.
-with-image = $(MAKE) --silent -j2 packages build/mkimage && $(MAKE) --silent -j2 image
+with-image = $(MAKE) --silent -j3 packages modules build/mkimage && $(MAKE) --silent -j2 image
 
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: up
-up: ask-root ## Install what is missing, build, and run Berth in the foreground (ARGS="--http-addr …", BERTH_DATA=dir)
-	@$(with-image) $(programs) $(agent)-$$(go env GOARCH)
+up: ask-go ask-root ## Install what is missing, build, and run Berth in the foreground (ARGS="--http-addr …", BERTH_DATA=dir)
+	@$(with-image) $(up)
 	@$(root) bin/berth up $(ARGS)
 
 .PHONY: down
 down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they have)
-	@[ -x bin/berth ] || $(MAKE) --silent $(programs)
+	@[ -x bin/berth ] || $(MAKE) --silent ask-go $(up)
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-root ## Install what is missing and run every test with the race detector: the packages', then end to end
+test: ask-go ask-root ## Install what is missing and run every test with the race detector: the packages', then end to end
 	@deploy/install-packages test
 	@$(with-image) build
 	@deploy/test $(ARGS)
@@ -45,14 +46,14 @@ check: ## Format, vet, staticcheck, imports, version pins, scripts, clean tree
 	@deploy/check
 
 .PHONY: bench
-bench: ask-root ## Measure Berth beside OpenSSH's own server, and print a table with ratios
+bench: ask-go ask-root ## Measure Berth beside OpenSSH's own server, and print a table with ratios
 	@deploy/install-packages bench
 	@$(with-image) build build/bench-image.tar
 	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
 	@$(root) build/bench $(ARGS)
 
 .PHONY: build
-build: $(programs) $(agent)-amd64 $(agent)-arm64 ## Build the programs into bin/
+build: $(up) $(rest) ## Build the programs into bin/
 
 .PHONY: image
 image: build/base-image.tar ## Build the containers' base image into build/ (IMAGE=-force takes in Debian's updates)
@@ -65,10 +66,13 @@ fmt: ## Format the source
 clean: ## Remove what was built; data stays (make down ARGS=--delete removes that)
 	@rm -rf bin build
 
+.PHONY: ask-go
+ask-go:
+	@command -v go >/dev/null || { echo "Go is missing; go.mod says which: https://go.dev/dl/" >&2; exit 1; }
+
 # Asks for sudo's password once, before anything runs beside it.
 .PHONY: ask-root
 ask-root:
-	@command -v go >/dev/null || { echo "Go is missing; go.mod says which: https://go.dev/dl/" >&2; exit 1; }
 ifneq ($(root),)
 	@sudo -v
 endif
@@ -76,6 +80,11 @@ endif
 .PHONY: packages
 packages:
 	@deploy/install-packages up image
+
+# Fetches what is compiled after mkimage, meanwhile. If it cannot, the build says so.
+.PHONY: modules
+modules:
+	@go list -deps ./cmd/berth ./cmd/agent >/dev/null 2>&1 || true
 
 # Changes only when the version does.
 build/version: always
@@ -85,13 +94,19 @@ build/version: always
 .PHONY: always
 always:
 
-$(programs) &: go.mod go.sum deploy/build build/version $(sources)
-	@deploy/build '$(version)'
-	@touch $(programs)
+inputs = go.mod go.sum deploy/build build/version $(sources)
 
-# After the others, whose packages it shares.
-$(agent)-%: go.mod go.sum deploy/build build/version $(sources) | $(programs)
-	@deploy/build '$(version)' $*
+$(up) &: $(inputs)
+	@deploy/build '$(version)' berth agent
+	@touch $(up)
+
+# After the first two, whose packages they share.
+bin/berth-api bin/berth-gateway &: $(inputs) | $(up)
+	@deploy/build '$(version)' api gateway
+	@touch bin/berth-api bin/berth-gateway
+
+bin/berth-agent-linux-%: $(inputs) | $(up)
+	@GOARCH=$* deploy/build '$(version)' agent
 	@touch $@
 
 build/mkimage: go.mod $(wildcard deploy/images/mkimage/*.go)

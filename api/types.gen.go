@@ -4,8 +4,6 @@
 package api
 
 import (
-	"time"
-
 	"berth/internal/compute"
 )
 
@@ -22,32 +20,6 @@ const (
 // Defines values for FeedStatusType.
 const (
 	FeedStatusTypeContainerStatus FeedStatusType = "container_status"
-)
-
-// Defines values for IdentityCredential.
-const (
-	IdentityCredentialOidc         IdentityCredential = "oidc"
-	IdentityCredentialSSHSignature IdentityCredential = "ssh_signature"
-	IdentityCredentialSharedSecret IdentityCredential = "shared_secret"
-	IdentityCredentialToken        IdentityCredential = "token"
-)
-
-// Defines values for IdentityRole.
-const (
-	IdentityRoleAdmin IdentityRole = "admin"
-	IdentityRoleUser  IdentityRole = "user"
-)
-
-// Defines values for SessionRole.
-const (
-	SessionRoleAdmin SessionRole = "admin"
-	SessionRoleUser  SessionRole = "user"
-)
-
-// Defines values for TokenIssuedBy.
-const (
-	TokenIssuedByOperator TokenIssuedBy = "operator"
-	TokenIssuedByUser     TokenIssuedBy = "user"
 )
 
 // Code For programs. A code stays as it is; there may come to be others.
@@ -90,13 +62,31 @@ type Container struct {
 	InstanceType string `json:"instance_type"`
 
 	// CreatedAt When it was created, to the second.
-	CreatedAt time.Time `json:"created_at"`
+	CreatedAt string `json:"created_at"`
 
 	// SSHEnabled Whether it answers to `ssh`.
 	SSHEnabled bool `json:"ssh_enabled"`
 
 	// HTTPSEnabled Whether it has an ingress rule for port 443.
 	HTTPSEnabled bool `json:"https_enabled"`
+}
+
+// ContainerChange What is to change of a container. A field that is left out, or null, stays as it is.
+type ContainerChange struct {
+	// MemoryMB Memory in MB, from 64 to 16384 unless your operator says otherwise.
+	MemoryMB *int `json:"memory_mb,omitempty"`
+
+	// Name What to call it, 1 to 64 characters.
+	Name *string `json:"name,omitempty"`
+
+	// StorageGB Storage in GB, not less than it has.
+	StorageGB *int `json:"storage_gb,omitempty"`
+}
+
+// ContainerKeys defines model for ContainerKeys.
+type ContainerKeys struct {
+	// SSHKeyIDs The ids of those of your SSH keys that open it, 1 to 10 of them.
+	SSHKeyIDs []int64 `json:"ssh_key_ids"`
 }
 
 // ContainerList defines model for ContainerList.
@@ -168,34 +158,36 @@ type FeedStatusData struct {
 	// processes are made, `running`, `stopped`, or `failed`.
 	Status Status `json:"status"`
 
-	// StatusMessage A reason in words, where there is one to tell.
-	StatusMessage string `json:"status_message,omitempty"`
-
 	// ExternalIP The gateway's IPv4 address for the container's slot, or the gateway's own where slots have no address.
 	ExternalIP string `json:"external_ip,omitempty"`
+
+	// StatusMessage A reason in words, where there is one to tell.
+	StatusMessage string `json:"status_message,omitempty"`
 }
 
-// Identity defines model for Identity.
+// Identity Who the bearer of a token is.
 type Identity struct {
+	// User Your number here; it never changes.
+	User compute.UserID `json:"user"`
+
+	// Username Your name here.
+	Username string `json:"username"`
+
+	// Role What you may do at most.
+	Role compute.Role `json:"role"`
+
+	// Scopes What the token permits of that.
+	Scopes []string `json:"scopes"`
+
 	// Credential How you proved who you are.
-	Credential IdentityCredential `json:"credential"`
-	ExpiresAt  time.Time          `json:"expires_at"`
-	Role       IdentityRole       `json:"role"`
-	Scopes     []string           `json:"scopes"`
+	Credential string `json:"credential"`
 
 	// TokenID The token's id, where it has one.
-	TokenID *string `json:"token_id,omitempty"`
+	TokenID string `json:"token_id,omitempty"`
 
-	// User Your number here; it never changes.
-	User     int64  `json:"user"`
-	Username string `json:"username"`
+	// ExpiresAt When it is over with it.
+	ExpiresAt string `json:"expires_at"`
 }
-
-// IdentityCredential How you proved who you are.
-type IdentityCredential string
-
-// IdentityRole defines model for Identity.Role.
-type IdentityRole string
 
 // IngressRule A port of the gateway that leads to a port of a container.
 type IngressRule struct {
@@ -214,6 +206,7 @@ type IngressRule struct {
 
 // IngressRuleList defines model for IngressRuleList.
 type IngressRuleList struct {
+	// Rules Oldest first.
 	Rules []IngressRule `json:"rules"`
 }
 
@@ -224,6 +217,23 @@ type IngressRuleRequest struct {
 
 	// TargetPort The container's port, 1 to 65535; the same as `port` where it is not given.
 	TargetPort *int `json:"target_port,omitempty"`
+}
+
+// InstanceType defines model for InstanceType.
+type InstanceType struct {
+	// Name What a container's `instance_type` names.
+	Name string `json:"name"`
+
+	// Architecture Of its processor, `arm64` or `amd64`. Where all machines are of one kind, that is the one it gets.
+	Architecture string `json:"architecture"`
+
+	// CPUs How many processors' time it may use.
+	CPUs float64 `json:"cpus"`
+}
+
+// InstanceTypeList defines model for InstanceTypeList.
+type InstanceTypeList struct {
+	InstanceTypes []InstanceType `json:"instance_types"`
 }
 
 // MountPaths defines model for MountPaths.
@@ -259,7 +269,7 @@ type Problem struct {
 	// Code For programs. A code stays as it is; there may come to be others.
 	Code Code `json:"code"`
 
-	// Field The one field of the request that is at fault, where there is one.
+	// Field The one field or query parameter of the request that is at fault, where there is one.
 	Field string `json:"field,omitempty"`
 
 	// RequestID What to tell your operator. It is there from status 500 on.
@@ -284,7 +294,7 @@ type SSHKey struct {
 	PublicKey string `json:"public_key"`
 
 	// CreatedAt When it was added, to the second.
-	CreatedAt time.Time `json:"created_at"`
+	CreatedAt string `json:"created_at"`
 }
 
 // SSHKeyList defines model for SSHKeyList.
@@ -302,70 +312,84 @@ type SSHKeyRequest struct {
 	PublicKey string `json:"public_key"`
 }
 
-// Session defines model for Session.
+// Session Who a browser is signed in as.
 type Session struct {
-	ExpiresAt time.Time   `json:"expires_at"`
-	Role      SessionRole `json:"role"`
-	User      int64       `json:"user"`
-	Username  string      `json:"username"`
-}
+	// User Your number here; it never changes.
+	User compute.UserID `json:"user"`
 
-// SessionRole defines model for Session.Role.
-type SessionRole string
+	// Username Your name here.
+	Username string `json:"username"`
+
+	// Role What you may do at most.
+	Role compute.Role `json:"role"`
+
+	// ExpiresAt When the session ends.
+	ExpiresAt string `json:"expires_at"`
+}
 
 // Status What a container's owner sees of its life: `pending` until an engine begins, `initializing` while storage, network and
 // processes are made, `running`, `stopped`, or `failed`.
 type Status = compute.Status
 
-// Ticket defines model for Ticket.
+// Ticket What stands for a token in the address of one WebSocket.
 type Ticket struct {
-	// ExpiresIn Seconds.
-	ExpiresIn int    `json:"expires_in"`
-	Ticket    string `json:"ticket"`
+	// Ticket For the query: `?ticket=TICKET`.
+	Ticket string `json:"ticket"`
+
+	// ExpiresIn Its life, in seconds.
+	ExpiresIn int `json:"expires_in"`
 }
 
-// Token defines model for Token.
+// Token A token of yours.
 type Token struct {
-	CreatedAt time.Time `json:"created_at"`
-	ExpiresAt time.Time `json:"expires_at"`
-
-	// ID It is no secret.
+	// ID What it is revoked by; no secret.
 	ID string `json:"id"`
 
+	// Name What it is known by.
+	Name string `json:"name"`
+
+	// Scopes What it permits.
+	Scopes []string `json:"scopes"`
+
 	// IssuedBy Who had it made.
-	IssuedBy TokenIssuedBy `json:"issued_by"`
+	IssuedBy compute.TokenIssuer `json:"issued_by"`
+
+	// CreatedAt When it was made.
+	CreatedAt string `json:"created_at"`
+
+	// ExpiresAt When it ends.
+	ExpiresAt string `json:"expires_at"`
 
 	// LastUsedAt To the minute; absent where it was never used.
-	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
-	Name       string     `json:"name"`
-	Scopes     []string   `json:"scopes"`
+	LastUsedAt string `json:"last_used_at,omitempty"`
 
 	// Token The token itself, in the answer that makes it.
-	Token *string `json:"token,omitempty"`
+	Token string `json:"token,omitempty"`
 }
-
-// TokenIssuedBy Who had it made.
-type TokenIssuedBy string
 
 // TokenList defines model for TokenList.
 type TokenList struct {
+	// Tokens Oldest first.
 	Tokens []Token `json:"tokens"`
 }
 
 // TokenRequest defines model for TokenRequest.
 type TokenRequest struct {
-	// Name What you will know it by.
+	// Name What you will know it by, 1 to 64 characters.
 	Name string `json:"name"`
 
-	// Scopes What it permits, of what the token that asks permits.
+	// Scopes What it permits, of what the token that asks permits; `all` is asked for by name, too.
 	Scopes []string `json:"scopes"`
 
-	// TTLSeconds Its life, at most 30 days; a day unless given.
+	// TTLSeconds Its life in seconds, at most 30 days.
 	TTLSeconds *int `json:"ttl_seconds,omitempty"`
 }
 
 // ContainerID defines model for ContainerID.
 type ContainerID = string
+
+// IfMatch defines model for IfMatch.
+type IfMatch = string
 
 // Conflict What every error looks like (RFC 9457).
 type Conflict = Problem
@@ -379,6 +403,9 @@ type Invalid = Problem
 // NotFound What every error looks like (RFC 9457).
 type NotFound = Problem
 
+// Precondition What every error looks like (RFC 9457).
+type Precondition = Problem
+
 // TooLarge What every error looks like (RFC 9457).
 type TooLarge = Problem
 
@@ -390,6 +417,18 @@ type Unavailable = Problem
 
 // UnsupportedMedia What every error looks like (RFC 9457).
 type UnsupportedMedia = Problem
+
+// ChangeContainerParams defines parameters for ChangeContainer.
+type ChangeContainerParams struct {
+	// IfMatch The `ETag` that the container must have, or several of them with commas between, or `*` (RFC 9110).
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// SetContainerKeysParams defines parameters for SetContainerKeys.
+type SetContainerKeysParams struct {
+	// IfMatch The `ETag` that the container must have, or several of them with commas between, or `*` (RFC 9110).
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
 
 // OpenTerminalParams defines parameters for OpenTerminal.
 type OpenTerminalParams struct {
@@ -416,6 +455,9 @@ type WatchContainersParams struct {
 // CreateContainerJSONRequestBody defines body for CreateContainer for application/json ContentType.
 type CreateContainerJSONRequestBody = ContainerRequest
 
+// ChangeContainerJSONRequestBody defines body for ChangeContainer for application/json ContentType.
+type ChangeContainerJSONRequestBody = ContainerChange
+
 // AddIngressRuleJSONRequestBody defines body for AddIngressRule for application/json ContentType.
 type AddIngressRuleJSONRequestBody = IngressRuleRequest
 
@@ -424,6 +466,9 @@ type SetMountPathsJSONRequestBody = MountPaths
 
 // SetSSHAccessJSONRequestBody defines body for SetSSHAccess for application/json ContentType.
 type SetSSHAccessJSONRequestBody = SSHAccess
+
+// SetContainerKeysJSONRequestBody defines body for SetContainerKeys for application/json ContentType.
+type SetContainerKeysJSONRequestBody = ContainerKeys
 
 // AddSSHKeyJSONRequestBody defines body for AddSSHKey for application/json ContentType.
 type AddSSHKeyJSONRequestBody = SSHKeyRequest

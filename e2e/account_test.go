@@ -65,6 +65,11 @@ func (a *account) prepare() error {
 		return fmt.Errorf("%s has no key", a.name)
 	}
 	a.keyID = keys.SSHKeys[0].ID
+	return a.writeSSHConfig()
+}
+
+// writeSSHConfig is for when the gateway has another port.
+func (a *account) writeSSHConfig() error {
 	host, port, err := net.SplitHostPort(a.on.ready.SSHAddr)
 	if err != nil {
 		return err

@@ -111,6 +111,9 @@ func disableCommand(use, short string, disabled bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(u.Unacknowledged) > 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "Not yet known to these gateways:", strings.Join(u.Unacknowledged, ", "))
+			}
 			return printUsers(cmd, u)
 		}),
 	}

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"strings"
 
 	"berth/internal/compute"
-	"berth/internal/store"
 )
 
 // admin is the account that the files in the data directory are for.
@@ -18,8 +16,14 @@ type admin struct {
 	identities []identity // those of the invoker's that open it
 }
 
+// accounts is where accounts are looked up: the database, or a gateway's copy.
+type accounts interface {
+	Users(ctx context.Context) ([]compute.User, error)
+	Keys(ctx context.Context, owner compute.UserID) ([]compute.SSHKey, error)
+}
+
 // findAdmin returns the oldest admin that is enabled.
-func (b *berth) findAdmin(ctx context.Context, r *store.Reader) (a admin, err error) {
+func (b *berth) findAdmin(ctx context.Context, r accounts) (a admin, err error) {
 	users, err := r.Users(ctx)
 	if err != nil {
 		return a, err
@@ -40,7 +44,8 @@ func (b *berth) findAdmin(ctx context.Context, r *store.Reader) (a admin, err er
 		return a, err
 	}
 	for _, id := range mine {
-		if slices.ContainsFunc(a.keys, func(k compute.SSHKey) bool { return strings.HasPrefix(id.line, k.PublicKey) }) {
+		_, fingerprint, _, err := compute.ParsePublicKey(id.line, b.cfg.Limits())
+		if err == nil && slices.ContainsFunc(a.keys, func(k compute.SSHKey) bool { return k.Fingerprint == fingerprint }) {
 			a.identities = append(a.identities, id)
 		}
 	}

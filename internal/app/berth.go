@@ -26,6 +26,7 @@ import (
 	"berth/internal/control"
 	"berth/internal/event"
 	"berth/internal/httpapi"
+	"berth/internal/link"
 	"berth/internal/lobby"
 	"berth/internal/monitor"
 	"berth/internal/route"
@@ -40,6 +41,9 @@ var (
 	_ control.Store      = (*store.Store)(nil)
 	_ session.Dialer     = (*containerd.Engine)(nil)
 	_ sshproxy.Directory = (*store.Store)(nil)
+	_ sshproxy.Directory = (*link.Replica)(nil)
+	_ sshproxy.Changes   = (*link.Replica)(nil).Changes
+	_ link.Source        = (*store.Store)(nil)
 	_ httpapi.Service    = (*control.Service)(nil)
 	_ httpapi.Tokens     = (*auth.Authority)(nil)
 	_ auth.Ledger        = (*store.Store)(nil)
@@ -64,18 +68,21 @@ type berth struct {
 
 	lock      *dataLock
 	store     *store.Store
-	bus       atomic.Pointer[event.Bus] // the store, which is open before it, hints at it
+	bus       atomic.Pointer[event.Bus]   // the store, which is open before them, hints at both
+	link      atomic.Pointer[link.Server] // nil where no gateway may come
 	authority *auth.Authority
 	verifiers *auth.Verifiers
 	operator  Operator
 	engine    *containerd.Engine
 	control   *control.Service
 	hostKeys  []ssh.Signer
+	linkAddr  string // where gateways of other machines come; empty where none may
 	metrics   *monitor.Metrics
 	ready     *monitor.Readiness
 	adminAddr net.Addr // nil where there is none
 
 	edges     []edge                        // what clients reach
+	links     []edge                        // what gateways reach: they end after what may revoke something
 	lastEdges []edge                        // what must still answer while those end
 	tasks     []func(context.Context) error // what ends together with them
 	inner     []func(context.Context) error // what they need: it ends after them
@@ -113,10 +120,7 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.onClose(b.lock.release)
-	if err := touch(b.files.path(commitsFile)); err != nil {
-		return nil, err
-	}
-	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{OnCommit: b.tellAll, Log: log})
+	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{OnCommit: b.committed, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -128,37 +132,19 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 	b.authority = auth.New(key, c.Zone, b.store)
 	b.operator = local{
 		users: control.Users{Store: b.store, Limits: c.Limits()},
-		store: b.store, tokens: b.authority, close: b.close,
+		store: b.store, tokens: b.authority, gateways: gateways{b}, close: b.close,
 	}
 	return b, nil
 }
 
-// committed wakes the bus, once there is one.
+// committed wakes whoever follows the changes.
 func (b *berth) committed() {
 	if bus := b.bus.Load(); bus != nil {
 		bus.Hint()
 	}
-}
-
-// commitsFile is touched after each commit, for gateways in processes of their own. They cannot watch the database itself: the
-// last write to its files comes before what was written can be read.
-const commitsFile = "commits"
-
-// tellAll tells of a commit in this process and to others.
-func (b *berth) tellAll() {
-	b.committed()
-	if err := touch(b.files.path(commitsFile)); err != nil {
-		b.log.Error("tell gateways of a change", "err", err)
+	if server := b.link.Load(); server != nil {
+		server.Hint()
 	}
-}
-
-func touch(path string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	return errors.Join(os.Chtimes(path, now, now), f.Close())
 }
 
 // OpenOperator returns the operator's use cases of the data directory: through the berth that runs there, or on the database
@@ -170,7 +156,7 @@ func OpenOperator(ctx context.Context, c config.Config) (Operator, error) {
 	b, err := openState(ctx, c, slog.New(slog.DiscardHandler))
 	var busy busyError
 	if errors.As(err, &busy) {
-		return dialOperator(c.DataDir)
+		return dialOperator(c.DataDir), nil
 	}
 	if err != nil {
 		return nil, err
@@ -215,13 +201,17 @@ func (b *berth) openEvents(ctx context.Context, src event.Source) error {
 
 // openAPI makes the REST server, on l.
 func (b *berth) openAPI(l net.Listener) {
-	api := httpapi.New(httpapi.Config{
+	c := httpapi.Config{
 		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(),
 		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
 		MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
 		Ready: b.ready.Check, Observe: b.observeAnswer,
-	})
+	}
+	if b.link.Load() != nil {
+		c.Gateways = gateways{b}
+	}
+	api := httpapi.New(c)
 	b.watchFeed(api)
 	b.edges = append(b.edges, edge{func() error { return api.Serve(l) }, api.Shutdown})
 }
@@ -255,7 +245,9 @@ func (b *berth) openOperator(l net.Listener) {
 }
 
 // openGateway makes the SSH gateway, on l.
-func (b *berth) openGateway(l net.Listener, dir sshproxy.Directory, dial session.Dialer, containers lobby.Service) (err error) {
+func (b *berth) openGateway(
+	l net.Listener, dir sshproxy.Directory, changes sshproxy.Changes, dial session.Dialer, containers lobby.Service,
+) (err error) {
 	if b.hostKeys, err = sshproxy.OpenHostKeys(b.cfg.DataDir); err != nil {
 		return err
 	}
@@ -264,7 +256,7 @@ func (b *berth) openGateway(l net.Listener, dir sshproxy.Directory, dial session
 	})
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
 	gateway, err := sshproxy.New(sshproxy.Options{
-		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: sessions, Changes: b.changes,
+		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: sessions, Changes: changes,
 		Lobby: func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
 		Log:   b.log.With("part", "ssh"),
 	})

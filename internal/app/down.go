@@ -15,6 +15,7 @@ import (
 
 	"berth/internal/config"
 	"berth/internal/containerd"
+	"berth/internal/link"
 )
 
 // downTimeout bounds the end of a running berth and of its containers.
@@ -67,13 +68,16 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 // database goes last, so that a removal that is cut off can be repeated.
 func removeData(dir string) error {
 	names := []string{"token", "token.key", "ssh_config", "known_hosts", "ready.json", operatorSocket, "network.json"}
+	names = append(names, linkAuthority, localCredential, linkSocket)
+	names = append(names, link.ReplicaFiles(replicaFile)...)
 	for _, t := range []string{"ed25519", "ecdsa", "rsa"} {
 		names = append(names, "ssh_host_"+t+"_key", "ssh_host_"+t+"_key.pub")
 	}
 	if public, err := os.ReadFile(filepath.Join(dir, "id_ed25519.pub")); err == nil && bytes.Contains(public, []byte(demoComment)) {
 		names = append(names, "id_ed25519", "id_ed25519.pub") // not a key of the person's own
 	}
-	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", commitsFile, gatewayLockFile, dataLockFile)
+	names = append(names, "commits") // of versions before the link
+	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
 	var errs []error
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,7 +159,7 @@ func TestOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listenOperator(cfg.DataDir)
+	l, err := listenSocket(cfg.DataDir, operatorSocket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,6 +234,35 @@ func checkOperator(t *testing.T, o Operator, name, key string) {
 	}
 	if u, err = o.SetUserDisabled(ctx, name, false); err != nil || u.Disabled {
 		t.Errorf("enabled is %+v, %v", u, err)
+	}
+	checkGateways(ctx, t, o, "edge-"+name)
+}
+
+func checkGateways(ctx context.Context, t *testing.T, o Operator, name string) {
+	t.Helper()
+	text, err := o.AddGateway(ctx, name)
+	if err != nil || strings.Count(text, "-----BEGIN") != 3 {
+		t.Fatalf("AddGateway = %q, %v", text, err)
+	}
+	for what, err := range map[string]error{
+		"taken name": second(o.AddGateway(ctx, name)),
+		"bad name":   second(o.AddGateway(ctx, "No Name")),
+		"unknown":    second(o.RevokeGateway(ctx, "nobody")),
+	} {
+		if compute.AsError(err) == nil {
+			t.Errorf("%s: error is %v", what, err)
+		}
+	}
+	if g, err := o.RevokeGateway(ctx, name); err != nil || g.Name != name || g.RevokedAt == nil {
+		t.Errorf("RevokeGateway = %+v, %v", g, err)
+	}
+	if _, err := o.AddGateway(ctx, name); err != nil {
+		t.Errorf("a name that is free again: %v", err)
+	}
+	list, err := o.Gateways(ctx)
+	mine := slices.DeleteFunc(list, func(g GatewayInfo) bool { return g.Name != name })
+	if err != nil || len(mine) != 2 || (mine[0].RevokedAt == nil) == (mine[1].RevokedAt == nil) {
+		t.Errorf("Gateways = %+v, %v", list, err)
 	}
 }
 

@@ -5,20 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-
-	"github.com/fsnotify/fsnotify"
+	"io/fs"
+	"net"
 
 	"berth/internal/compute"
 	"berth/internal/config"
 	"berth/internal/containerd"
 	"berth/internal/control"
+	"berth/internal/link"
 	"berth/internal/route"
-	"berth/internal/store"
 )
 
-// Gateway runs the SSH gateway alone, beside a berth-api on the same data directory. It reads the database that the other
-// writes, and reaches the agents by their sockets.
+// replicaFile is the gateway's copy of the control plane's state.
+const replicaFile = "link_replica"
+
+// Gateway runs the SSH gateway alone. It follows the control plane over the link, keeps what it knows in a file, and reaches
+// the agents by their sockets, on this machine.
 func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := needRoot(); err != nil {
 		return err
@@ -32,9 +34,8 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if b.zone, err = route.ParseZone(c.Zone); err != nil {
 		return err
 	}
-	database := b.files.path("berth.db")
-	if !exists(database) {
-		return fmt.Errorf("there is no berth in %s yet; start berth-api with this --data-dir first", c.DataDir)
+	if _, err := b.readCredential(); err != nil {
+		return err
 	}
 	lock, err := takeLock(c.DataDir, gatewayLockFile)
 	if err != nil {
@@ -48,73 +49,70 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	reader, err := store.OpenReadOnly(ctx, database)
-	if err != nil {
-		return err
-	}
-	b.onClose(reader.Close)
-	b.watchDatabase(reader)
-	if err := b.openEvents(ctx, reader); err != nil {
-		return err
-	}
-	if err := b.watchCommits(); err != nil {
-		return err
-	}
+	log := b.log.With("part", "link")
+	replica := link.OpenReplica(b.files.path(replicaFile), link.ReplicaOptions{MaxStale: c.MaxStale, Log: log})
+	b.onClose(replica.Close)
+	b.watchReplica(replica)
+	client := link.NewClient(link.ClientOptions{Replica: replica, Credential: b.readCredential, Dial: b.dialLink, Log: log})
+	b.inner = append(b.inner, client.Run)
 	dialer, err := containerd.NewDialer(c.DataDir)
 	if err != nil {
 		return err
 	}
-	if err := b.openGateway(gateway, reader, dialer, listing{reader}); err != nil {
+	if err := b.openGateway(gateway, replica, replica.Changes, dialer, listing{replica}); err != nil {
 		return err
 	}
-	return b.serve(ctx, func() error {
-		a, err := b.findAdmin(ctx, reader)
-		if err != nil {
-			return err
-		}
-		if a.user.ID == 0 {
-			b.log.Warn("no administrator is enabled: ssh_config is not written")
-		} else if err := b.files.writeSSH(c.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {
+	return b.serve(ctx, func(ctx context.Context) error { return b.announceGateway(ctx, replica, gateway.Addr(), out) })
+}
+
+// readCredential returns what this gateway proves itself with.
+func (b *berth) readCredential() (link.Credential, error) {
+	path := b.cfg.LinkCredential
+	if path == "" {
+		path = b.files.path(localCredential)
+	}
+	credential, err := link.ReadCredential(path)
+	if errors.Is(err, fs.ErrNotExist) && b.cfg.LinkCredential == "" {
+		const advice = "start berth-api with this --data-dir first, or give this gateway's own --link-credential"
+		err = fmt.Errorf("there is no berth in %s yet; %s", b.cfg.DataDir, advice)
+	}
+	return credential, err
+}
+
+// dialLink connects to the control plane.
+func (b *berth) dialLink(ctx context.Context) (net.Conn, error) {
+	if b.cfg.LinkAddress == "" {
+		return dialSocket(ctx, b.cfg.DataDir, linkSocket)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", b.cfg.LinkAddress)
+}
+
+// announceGateway says that people can log in, as soon as it is known who may.
+func (b *berth) announceGateway(ctx context.Context, replica *link.Replica, addr net.Addr, out io.Writer) error {
+	if err := replica.Ready(ctx); err != nil {
+		return nil // it ends before it began
+	}
+	a, err := b.findAdmin(ctx, replica)
+	switch {
+	case err != nil:
+		return err
+	case a.user.ID == 0:
+		b.log.Warn("no administrator is enabled: ssh_config is not written")
+	default:
+		if err := b.files.writeSSH(b.cfg.Zone, addr, a.user.Username, b.hostKeys, a.identities); err != nil {
 			return fmt.Errorf("write ssh_config: %w", err)
 		}
-		_, err = fmt.Fprintf(out, "The gateway is ready: ssh at %s\n", dialable(gateway.Addr()))
-		return err
-	})
+	}
+	_, err = fmt.Fprintf(out, "The gateway is ready: ssh at %s\n", dialable(addr))
+	return err
 }
 
-// watchCommits hints at new events whenever another process has written to the database.
-func (b *berth) watchCommits() error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch for changes: %w", err)
-	}
-	b.onClose(w.Close)
-	if err := w.Add(b.cfg.DataDir); err != nil {
-		return fmt.Errorf("watch for changes: %w", err)
-	}
-	b.inner = append(b.inner, func(ctx context.Context) error {
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case e := <-w.Events:
-				if filepath.Base(e.Name) == commitsFile {
-					b.committed()
-				}
-			case err := <-w.Errors:
-				b.log.Warn("watch for changes", "err", err)
-				b.committed()
-			}
-		}
-	})
-	return nil
-}
-
-// listing is what the lobby needs, from the database alone: without the usage that only an engine measures.
-type listing struct{ reader *store.Reader }
+// listing is what the lobby needs, from the replica: without the usage that only an engine measures.
+type listing struct{ replica *link.Replica }
 
 func (l listing) ListContainers(ctx context.Context, p compute.Principal) ([]control.ContainerView, error) {
-	list, err := l.reader.Containers(ctx, p.User)
+	list, err := l.replica.Containers(ctx, p.User)
 	views := make([]control.ContainerView, len(list))
 	for i, c := range list {
 		views[i] = control.ContainerView{Container: c}

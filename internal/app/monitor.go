@@ -8,6 +8,7 @@ import (
 	"berth/internal/compute"
 	"berth/internal/control"
 	"berth/internal/httpapi"
+	"berth/internal/link"
 	"berth/internal/monitor"
 	"berth/internal/session"
 	"berth/internal/sshproxy"
@@ -42,6 +43,14 @@ type database interface {
 func (b *berth) watchDatabase(db database) {
 	b.ready.Add("the database does not answer", func(ctx context.Context) error {
 		_, err := db.LastEvent(ctx)
+		return err
+	})
+}
+
+// watchReplica has readiness depend on what a gateway knows of the control plane's state.
+func (b *berth) watchReplica(r *link.Replica) {
+	b.ready.Add("it does not know who may enter, or has not heard of the control plane for too long", func(ctx context.Context) error {
+		_, err := r.Accounts(ctx, "") // of nobody's key: what matters is that it answers
 		return err
 	})
 }

@@ -4,14 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	"berth/internal/auth"
@@ -27,6 +24,9 @@ type User struct {
 	Role      compute.Role   `json:"role"`
 	Disabled  bool           `json:"disabled"`
 	CreatedAt time.Time      `json:"created_at"`
+
+	// Unacknowledged names, where the account was disabled just now, the gateways that may not know it yet.
+	Unacknowledged []string `json:"unacknowledged,omitempty"`
 }
 
 func toUser(u compute.User) User {
@@ -44,15 +44,20 @@ type Operator interface {
 	Tokens(ctx context.Context, username string) ([]Token, error)
 	// RevokeToken ends a token, whosever it is.
 	RevokeToken(ctx context.Context, id string) error
+	// AddGateway makes a credential, and returns the file that the gateway takes.
+	AddGateway(ctx context.Context, name string) (string, error)
+	Gateways(ctx context.Context) ([]GatewayInfo, error)
+	RevokeGateway(ctx context.Context, name string) (GatewayInfo, error)
 	Close() error
 }
 
 // local is the Operator of the process that has the database open.
 type local struct {
-	users  control.Users
-	store  *store.Store
-	tokens *auth.Authority
-	close  func() error
+	users    control.Users
+	store    *store.Store
+	tokens   *auth.Authority
+	gateways gateways
+	close    func() error
 }
 
 func (o local) Close() error { return o.close() }
@@ -77,7 +82,13 @@ func (o local) Users(ctx context.Context) ([]User, error) {
 
 func (o local) SetUserDisabled(ctx context.Context, username string, disabled bool) (User, error) {
 	u, err := o.users.SetDisabled(ctx, username, disabled)
-	return toUser(u), err
+	out := toUser(u)
+	if err == nil && disabled {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		out.Unacknowledged = o.gateways.Unacknowledged(ctx)
+	}
+	return out, err
 }
 
 // The operator's socket: HTTP on a root-only unix socket in the data directory, since the database has one writer.
@@ -132,50 +143,24 @@ func operatorHandler(o Operator, log *slog.Logger) http.Handler {
 		return o.SetUserDisabled(ctx, c.Username, c.Disabled)
 	})
 	handleTokens(o, handle)
+	handleGateways(o, handle)
 	return mux
 }
 
-// listenOperator opens the socket in dir. The path goes through a descriptor of the directory, since a socket's path has at
-// most 107 bytes (unix(7)).
-func listenOperator(dir string) (net.Listener, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	if err := os.Remove(filepath.Join(dir, operatorSocket)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), operatorSocket))
-	if err != nil {
-		return nil, fmt.Errorf("listen on the operator's socket: %w", err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // that path is gone with the descriptor; closing removes the file by name
-	return l, os.Chmod(filepath.Join(dir, operatorSocket), 0o600)
-}
-
 // remote is the Operator of a process beside the one that has the database open.
-type remote struct {
-	client *http.Client
-	dir    *os.File
-}
+type remote struct{ client *http.Client }
 
-func dialOperator(dir string) (Operator, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	dialer := net.Dialer{}
-	return remote{dir: d, client: &http.Client{Transport: &http.Transport{
+func dialOperator(dir string) Operator {
+	return remote{client: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), operatorSocket))
+			return dialSocket(ctx, dir, operatorSocket)
 		},
-	}}}, nil
+	}}}
 }
 
 func (r remote) Close() error {
 	r.client.CloseIdleConnections()
-	return r.dir.Close()
+	return nil
 }
 
 func (r remote) call(ctx context.Context, name string, c operatorCall, answer any) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // serve lets all parts work until ctx ends or one of them fails, then ends them in order: first what lets clients in, then
 // what they need. ready is called once everything serves.
-func (b *berth) serve(ctx context.Context, ready func() error) error {
+func (b *berth) serve(ctx context.Context, ready func(context.Context) error) error {
 	told := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	innerCtx, stopInner := context.WithCancel(context.WithoutCancel(ctx)) // outlives the clients
@@ -20,13 +21,13 @@ func (b *berth) serve(ctx context.Context, ready func() error) error {
 	for _, run := range b.inner {
 		g.Go(func() error { return run(innerCtx) })
 	}
-	for _, e := range append(append([]edge(nil), b.edges...), b.lastEdges...) {
+	for _, e := range slices.Concat(b.edges, b.links, b.lastEdges) {
 		g.Go(e.serve)
 	}
 	for _, run := range b.tasks {
 		g.Go(func() error { return run(ctx) })
 	}
-	g.Go(ready)
+	g.Go(func() error { return ready(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		b.ready.Stop()
@@ -56,7 +57,7 @@ func (b *berth) drain(ctx context.Context) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.DrainTimeout)
 	defer cancel()
-	err := shutAll(ctx, b.edges)
+	err := errors.Join(shutAll(ctx, b.edges), shutAll(ctx, b.links))
 	// It answers until the others are gone, and is asked for little.
 	lastCtx, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancelLast()

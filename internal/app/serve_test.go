@@ -12,8 +12,6 @@ import (
 	"berth/internal/config"
 )
 
-const patience = 20 * time.Second
-
 // draining is a berth with an admin address and an edge of the test's own, and what makes it stop.
 func draining(t *testing.T, edit func(*config.Config)) (b *berth, tell context.CancelFunc, run func(edges ...edge) chan error) {
 	t.Helper()
@@ -31,7 +29,7 @@ func draining(t *testing.T, edit func(*config.Config)) (b *berth, tell context.C
 	return b, tell, func(edges ...edge) chan error {
 		b.edges = edges
 		up, ended := make(chan struct{}), make(chan error, 1)
-		go func() { ended <- b.serve(ctx, func() error { close(up); return nil }) }()
+		go func() { ended <- b.serve(ctx, func(context.Context) error { close(up); return nil }) }()
 		<-up
 		return ended
 	}

@@ -24,8 +24,7 @@ func Up(ctx context.Context, c config.Config, out io.Writer) error {
 	return run(ctx, c, out, true)
 }
 
-// API runs the control plane alone: the database, the containers and REST. A berth-gateway on the same data directory lets
-// people in.
+// API runs the control plane alone: the database, the containers, REST, and the link to the gateways that let people in.
 func API(ctx context.Context, c config.Config, out io.Writer) error {
 	return run(ctx, c, out, false)
 }
@@ -52,7 +51,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err != nil {
 		return err
 	}
-	operator, err := listenOperator(c.DataDir)
+	operator, err := listenSocket(c.DataDir, operatorSocket)
 	if err != nil {
 		return err
 	}
@@ -74,9 +73,12 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := b.openEngine(ctx, newProgress(out)); err != nil {
 		return err
 	}
+	if err := b.openLink(ctx, !withGateway); err != nil {
+		return err
+	}
 	b.openAPI(api)
 	if withGateway {
-		if err := b.openGateway(gateway, b.store, b.engine, b.control); err != nil {
+		if err := b.openGateway(gateway, b.store, b.changes, b.engine, b.control); err != nil {
 			return err
 		}
 	}
@@ -87,7 +89,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		b.tasks = append(b.tasks, b.renewToken(first.user.ID))
 	}
 	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
-	return b.serve(ctx, func() error { return b.announce(api, gateway, first, out, time.Since(began)) })
+	return b.serve(ctx, func(context.Context) error { return b.announce(api, gateway, first, out, time.Since(began)) })
 }
 
 func needRoot() error {

@@ -16,6 +16,7 @@ const (
 	CodeNotFound         Code = "not_found"         // absent, or not for this principal to see
 	CodeConflict         Code = "conflict"          // clashes with what exists
 	CodeLimit            Code = "limit_reached"     // one more would exceed a limit of the account
+	CodePrecondition     Code = "precondition_failed"
 	CodeUnsupportedMedia Code = "unsupported_media" // a body that is not JSON
 	CodeTooLarge         Code = "too_large"         // a body over the limit
 	CodeMethod           Code = "method_not_allowed"

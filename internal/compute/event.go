@@ -14,8 +14,9 @@ const (
 	EventContainerPurged  EventKind = "container.purged"  // the engine reports it absent
 	EventKeyAdded         EventKind = "key.added"
 	EventKeyDeleted       EventKind = "key.deleted"
-	EventUserChanged      EventKind = "user.changed"  // made, disabled, enabled, role
-	EventTokenRevoked     EventKind = "token.revoked" // Token is set: what it opened must close
+	EventUserChanged      EventKind = "user.changed"    // made, disabled, enabled, role
+	EventTokenRevoked     EventKind = "token.revoked"   // Token is set: what it opened must close
+	EventGatewayChanged   EventKind = "gateway.changed" // a credential was made or revoked; it has no owner
 )
 
 // Event is one committed change, numbered in commit order without gaps.

@@ -81,23 +81,17 @@ func (r ContainerRequest) Validate(l Limits, types []InstanceType) (Container, e
 	if r.MemoryMB != nil {
 		c.MemoryMB = *r.MemoryMB
 	}
-	if c.MemoryMB < l.MinMemoryMB || c.MemoryMB > l.MaxMemoryMB {
-		return Container{}, Invalid("memory_mb", "Memory is from %d to %d MB.", l.MinMemoryMB, l.MaxMemoryMB)
+	if err := l.checkMemory(c.MemoryMB); err != nil {
+		return Container{}, err
 	}
 	if r.StorageGB != nil {
 		c.StorageGB = *r.StorageGB
 	}
-	if c.StorageGB < l.MinStorageGB || c.StorageGB > l.MaxStorageGB {
-		return Container{}, Invalid("storage_gb", "Storage is from %d to %d GB.", l.MinStorageGB, l.MaxStorageGB)
+	if err := l.checkStorage(c.StorageGB); err != nil {
+		return Container{}, err
 	}
-	if len(r.SSHKeyIDs) == 0 {
-		return Container{}, Invalid("ssh_key_ids", "Name at least one of your SSH keys; add one with POST /compute/ssh-keys.")
-	}
-	c.SSHKeyIDs = slices.Clone(r.SSHKeyIDs)
-	slices.Sort(c.SSHKeyIDs)
-	c.SSHKeyIDs = slices.Compact(c.SSHKeyIDs)
-	if len(c.SSHKeyIDs) > l.MaxKeysOfContainer {
-		return Container{}, Invalid("ssh_key_ids", "A container takes at most %d SSH keys.", l.MaxKeysOfContainer)
+	if c.SSHKeyIDs, err = l.checkKeyIDs(r.SSHKeyIDs); err != nil {
+		return Container{}, err
 	}
 	if r.MountPaths != nil {
 		if c.MountPaths, err = ValidateMountPaths(r.MountPaths, l); err != nil {

@@ -45,6 +45,10 @@ type Config struct {
 	Subnet      string `koanf:"subnet" help:"IPv4 subnet for the containers; empty picks a free one"`
 	DNSUpstream string `koanf:"dns-upstream" help:"resolver for the containers, address:port; empty takes the host's"`
 
+	LinkAddress    string        `koanf:"link-address" help:"where gateways reach the control plane, host:port: berth-api listens there, berth-gateway dials it; empty stays in the data directory"`
+	LinkCredential string        `koanf:"link-credential" help:"the gateway's credential, made by berth gateway add; empty takes the one that berth-api left in the data directory"`
+	MaxStale       time.Duration `koanf:"max-stale" help:"how long a gateway goes on admitting logins without a word from the control plane"`
+
 	ReserveGB int      `koanf:"reserve-gb" help:"free disk space in GB below which no container is created"`
 	MemoryMB  int      `koanf:"memory-mb" help:"memory in MB that all containers together may use; 0 takes three quarters of the machine's"`
 	AcceptEnv []string `koanf:"accept-env" help:"environment variables that SSH clients may set, as in sshd_config's AcceptEnv"`
@@ -83,6 +87,7 @@ func Default() Config {
 		AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM"},
 		HS256Name: "shared", HS256Types: []string{"session"}, HS256MaxTTL: 24 * time.Hour, HS256Admins: []string{},
 		OIDC:     []string{},
+		MaxStale: 24 * time.Hour,
 		TokenTTL: 24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
 		FeedClients: 10_000, FeedsPerUser: 100,
 		DrainTimeout: 15 * time.Second,
@@ -220,6 +225,16 @@ func (c Config) Validate() error {
 		if _, err := netip.ParseAddrPort(c.DNSUpstream); err != nil {
 			bad("dns-upstream", "%q is not address:port, such as 9.9.9.9:53", c.DNSUpstream)
 		}
+	}
+	if c.LinkAddress != "" {
+		if host, port, err := net.SplitHostPort(c.LinkAddress); err != nil || host == "" {
+			bad("link-address", "%q is not host:port, such as 10.0.0.1:7443", c.LinkAddress)
+		} else if _, err := net.LookupPort("tcp", port); err != nil {
+			bad("link-address", "%q has no port from 0 to 65535", c.LinkAddress)
+		}
+	}
+	if c.MaxStale < time.Minute || c.MaxStale > 30*24*time.Hour {
+		bad("max-stale", "choose from 1m to 720h")
 	}
 	if c.ReserveGB < 0 || c.MemoryMB < 0 {
 		bad("reserve-gb, memory-mb", "a negative amount means nothing")

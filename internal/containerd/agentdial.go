@@ -61,7 +61,7 @@ func (e *Engine) awaitAgent(ctx context.Context, r compute.Ref) error {
 	waited := make(chan struct{})
 	go func() {
 		defer close(waited)
-		got, err := e.client.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: r.String()})
+		got, err := e.client.tasks.Wait(ctx, &tasks.WaitRequest{ContainerID: r.String()})
 		if err == nil {
 			err = fmt.Errorf("its agent ended at once, with status %d", got.ExitStatus)
 		}

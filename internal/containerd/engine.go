@@ -20,18 +20,14 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/dialer"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"berth/internal/compute"
 	"berth/internal/containerd/hostnet"
@@ -76,7 +72,7 @@ type Engine struct {
 	memory  int64
 	lock    *os.File
 	daemon  *daemon
-	client  *containerd.Client
+	client  *rpc
 	network *hostnet.Network
 
 	cancel context.CancelCauseFunc
@@ -203,28 +199,14 @@ func (e *Engine) serve(ctx context.Context) error {
 	if e.daemon, err = startDaemon(e.opt.ContainerdPath, e.layout, e.log); err != nil {
 		return err
 	}
-	e.client, err = containerd.New(e.layout.address(),
-		containerd.WithDefaultNamespace(e.layout.name),
-		containerd.WithDefaultRuntime("io.containerd.runc.v2"),
-		containerd.WithDialOpts([]grpc.DialOption{
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(dialer.ContextDialer),
-			// It comes back soon, and may be away for a moment at any call.
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 250 * time.Millisecond},
-				MinConnectTimeout: time.Second,
-			}),
-			grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
-			grpc.WithChainUnaryInterceptor(bounded),
-		}))
-	if err != nil {
-		return fmt.Errorf("connect to containerd: %w", err)
+	if e.client, err = connect(e.layout.address(), e.layout.name); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, serveTimeout)
 	defer cancel()
 	served := make(chan error, 1)
 	go func() {
-		_, err := e.client.Version(ctx)
+		_, err := e.client.version.Version(ctx, &emptypb.Empty{})
 		served <- err
 	}()
 	select {
@@ -239,19 +221,6 @@ func (e *Engine) serve(ctx context.Context) error {
 	return nil
 }
 
-// bounded keeps a call from waiting for ever for a containerd that does not come back, or hangs. Only the end of a process
-// may take as long as it takes.
-func bounded(
-	ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
-) error {
-	if !strings.HasSuffix(method, "/Wait") {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-	}
-	return invoke(ctx, method, req, reply, cc, opts...)
-}
-
 // Close ends containerd and what else the engine runs. Containers go on; the next Open adopts them.
 func (e *Engine) Close() error {
 	e.mu.Lock()
@@ -264,7 +233,7 @@ func (e *Engine) Close() error {
 		errs = append(errs, e.network.Close())
 	}
 	if e.client != nil {
-		errs = append(errs, e.client.Close())
+		errs = append(errs, e.client.conn.Close())
 	}
 	if e.daemon != nil {
 		e.daemon.close()
@@ -280,10 +249,10 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	if err := checkArch(s); err != nil {
 		return err
 	}
-	if err := e.AdmitMounts(ctx, s); err != nil {
+	if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
 		return err
 	}
-	if err := e.roomOnDisk(s); err != nil {
+	if err := e.roomOnDisk(s.Owner, s.StorageGB); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -291,13 +260,27 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	return e.roomInMemory(s)
 }
 
-// AdmitMounts refuses mount paths that the image makes impossible.
-func (e *Engine) AdmitMounts(ctx context.Context, s compute.Spec) error {
+// AdmitChange refuses mount paths that the image makes impossible, and sizes for which there is no room.
+func (e *Engine) AdmitChange(ctx context.Context, was, s compute.Spec) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	_, err := e.image.resolveMounts(s.MountPaths)
-	return err
+	if !slices.Equal(was.MountPaths, s.MountPaths) {
+		if _, err := e.image.resolveMounts(s.MountPaths); err != nil {
+			return err
+		}
+	}
+	if more := s.StorageGB - was.StorageGB; more > 0 {
+		if err := e.roomOnDisk(s.Owner, more); err != nil {
+			return err
+		}
+	}
+	if !s.Running || s.MemoryMB <= was.MemoryMB {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.roomInMemory(s)
 }
 
 func checkArch(s compute.Spec) error {
@@ -307,9 +290,9 @@ func checkArch(s compute.Spec) error {
 	return nil
 }
 
-// roomOnDisk keeps the reserve free, and one owner from filling the disk alone: what their containers may still write and the
-// new one's storage must fit beside the reserve. Owners together may be promised more than there is.
-func (e *Engine) roomOnDisk(s compute.Spec) error {
+// roomOnDisk keeps the reserve free, and one owner from filling the disk alone: what their containers may still write and
+// so many GB more must fit beside the reserve. Owners together may be promised more than there is.
+func (e *Engine) roomOnDisk(owner compute.UserID, more int) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(e.layout.dir("volumes"), &st); err != nil {
 		return compute.Internal("measure free disk space", err)
@@ -321,14 +304,14 @@ func (e *Engine) roomOnDisk(s compute.Spec) error {
 			"The machine's disk has %.1f GB free and keeps %.1f GB in reserve; free some space, or lower the reserve.",
 			float64(free)/gb, float64(e.opt.ReserveBytes)/gb)
 	}
-	promised, err := e.unwritten(s.Owner)
+	promised, err := e.unwritten(owner)
 	if err != nil {
 		return compute.Internal("measure volumes", err)
 	}
-	if room := free - e.opt.ReserveBytes - promised; int64(s.StorageGB)*gb > room {
+	if room := free - e.opt.ReserveBytes - promised; int64(more)*gb > room {
 		return compute.Errorf(compute.CodeCapacity,
 			"The machine's disk has room for %.1f GB more of your storage, and %d GB were asked for; ask for less, or delete a container.",
-			float64(max(0, room))/gb, s.StorageGB)
+			float64(max(0, room))/gb, more)
 	}
 	return nil
 }
@@ -382,7 +365,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) error {
 	defer e.release(u)
 	v := e.volume(s.Ref)
 	if errors.Is(v.check(), errNoVolume) {
-		if err := e.roomOnDisk(s); err != nil {
+		if err := e.roomOnDisk(s.Owner, s.StorageGB); err != nil {
 			return err
 		}
 	}
@@ -398,7 +381,7 @@ func (e *Engine) explain(ctx context.Context, r compute.Ref, op string, err erro
 		return context.Cause(ctx)
 	case compute.AsError(err) != nil:
 		return err
-	case errdefs.IsUnavailable(errgrpc.ToNative(err)), errdefs.IsDeadlineExceeded(errgrpc.ToNative(err)):
+	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		return &compute.Error{
 			Code: compute.CodeUnavailable, Cause: fmt.Errorf("%s: %w", op, err),
 			Message: "The container engine does not answer at the moment; this is tried again.",

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/internal/compute"
 	"berth/internal/enginetest"
 	"berth/internal/leakcheck"
@@ -136,12 +138,23 @@ func (r *rig) close() {
 
 func (r *rig) subject() *enginetest.Subject {
 	return &enginetest.Subject{
-		Engine: r.e, Shell: shell, Spec: newSpec,
+		Engine: r.e, Shell: shell, Spec: newSpec, GrowsRunning: capable(r.t, unix.CAP_SYS_RESOURCE),
 		Reopen: func(*testing.T) enginetest.Engine {
 			r.close()
 			return r.open()
 		},
 	}
+}
+
+// capable says whether this process has a capability.
+func capable(t *testing.T, capability int) bool {
+	t.Helper()
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&h, &sets[0]); err != nil {
+		t.Fatal(err)
+	}
+	return sets[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
 func newSpec() compute.Spec {

@@ -65,9 +65,12 @@ func (i identity) files() map[string]string {
 }
 
 // assemble mounts everything for a fresh start: the volume, a root as the image has it, mount paths with what they held.
-func (t tree) assemble(ctx context.Context, paths []string, id identity, step func(string)) error {
+func (t tree) assemble(ctx context.Context, s compute.Spec, id identity, step func(string)) error {
 	if err := t.makePlace(); err != nil {
 		return err
+	}
+	if err := t.volume.grow(ctx, s.StorageGB); err != nil {
+		return fmt.Errorf("enlarge the volume: %w", err)
 	}
 	if err := t.volume.mount(); err != nil {
 		return err
@@ -93,7 +96,7 @@ func (t tree) assemble(ctx context.Context, paths []string, id identity, step fu
 		return err
 	}
 	step("root prepared")
-	for _, p := range paths {
+	for _, p := range s.MountPaths {
 		if err := t.seed(ctx, p, id); err != nil {
 			return err
 		}

@@ -11,16 +11,16 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	taskapi "github.com/containerd/containerd/api/types/task"
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"berth/internal/compute"
 )
@@ -96,11 +96,11 @@ func (e *Engine) keep(ctx context.Context, u *unit, s compute.Spec) (bool, error
 	if err != nil || p == nil || p.Status != taskapi.Status_RUNNING || p.Pid != expected {
 		return false, err // one that runs unexpectedly was told to end
 	}
-	c, err := e.client.LoadContainer(ctx, s.String())
+	got, err := e.client.containers.Get(ctx, &containers.GetContainerRequest{ID: s.String()})
 	if err != nil {
 		return false, err
 	}
-	spec, err := c.Spec(ctx)
+	spec, err := specOf(got.Container)
 	if err != nil {
 		return false, err
 	}
@@ -108,8 +108,13 @@ func (e *Engine) keep(ctx context.Context, u *unit, s compute.Spec) (bool, error
 	if err != nil || !slices.Equal(from.MountPaths, s.MountPaths) {
 		return false, nil
 	}
+	if err := e.volume(s.Ref).growMounted(s.StorageGB); errors.Is(err, unix.EPERM) {
+		e.log.Info("the volume grows when its container is started next: berth lacks CAP_SYS_RESOURCE", "container", s.Ref)
+	} else if err != nil {
+		return false, err
+	}
 	if from.MemoryMB != s.MemoryMB || from.MilliCPU != s.MilliCPU {
-		if err := e.resize(ctx, u, s, c); err != nil {
+		if err := e.resize(ctx, u, s, spec); err != nil {
 			return false, err
 		}
 	}
@@ -120,34 +125,35 @@ func (e *Engine) keep(ctx context.Context, u *unit, s compute.Spec) (bool, error
 	return true, e.awaitAgent(ctx, s.Ref)
 }
 
-// resize changes the limits of a running container, and of its record.
-func (e *Engine) resize(ctx context.Context, u *unit, s compute.Spec, c containerd.Container) error {
+// resize changes the limits of a running container, and of its record, which has spec.
+func (e *Engine) resize(ctx context.Context, u *unit, s compute.Spec, spec *specs.Spec) error {
 	if err := e.reserve(u, s); err != nil {
 		return err
 	}
-	res, err := typeurl.MarshalAnyToProto(resources(s))
+	res, err := marshalResources(resources(s))
 	if err != nil {
 		return err
 	}
-	if _, err := e.client.TaskService().Update(ctx, &tasks.UpdateTaskRequest{ContainerID: s.String(), Resources: res}); err != nil {
-		return errgrpc.ToNative(err)
-	}
-	return c.Update(ctx, func(ctx context.Context, _ *containerd.Client, r *containers.Container) error {
-		sp, err := c.Spec(ctx)
-		if err != nil {
-			return err
-		}
-		from, err := startedFrom(sp)
-		if err != nil {
-			return err
-		}
-		from.MemoryMB, from.MilliCPU = s.MemoryMB, s.MilliCPU
-		if err := annotate(sp, from); err != nil {
-			return err
-		}
-		r.Spec, err = typeurl.MarshalAny(sp)
+	if _, err := e.client.tasks.Update(ctx, &tasks.UpdateTaskRequest{ContainerID: s.String(), Resources: res}); err != nil {
 		return err
+	}
+	from, err := startedFrom(spec)
+	if err != nil {
+		return err
+	}
+	from.MemoryMB, from.MilliCPU = s.MemoryMB, s.MilliCPU
+	if err := annotate(spec, from); err != nil {
+		return err
+	}
+	record, err := marshalSpec(spec)
+	if err != nil {
+		return err
+	}
+	_, err = e.client.containers.Update(ctx, &containers.UpdateContainerRequest{
+		Container:  &containers.Container{ID: s.String(), Spec: record},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"spec"}},
 	})
+	return err
 }
 
 // launch starts a container of which nothing but the volume is there.
@@ -161,26 +167,20 @@ func (e *Engine) launch(ctx context.Context, u *unit, s compute.Spec) error {
 		return err
 	}
 	t := e.tree(s.Ref)
-	if err := t.assemble(ctx, s.MountPaths, identity{s.Hostname, e.network.Gateway()}, step); err != nil {
+	if err := t.assemble(ctx, s, identity{s.Hostname, e.network.Gateway()}, step); err != nil {
 		return err
 	}
 	spec, err := e.ociSpec(ctx, s, t, resolved)
 	if err != nil {
 		return err
 	}
-	_, err = e.client.NewContainer(ctx, s.String(),
-		containerd.WithContainerLabels(map[string]string{
-			labelInstallation: e.opt.InstallationID, labelImage: e.image.id, labelAgent: e.agent,
-		}),
-		containerd.WithRuntime("io.containerd.runc.v2", &options.Options{Root: e.layout.runcPath()}),
-		containerd.WithSpec(spec))
-	if err != nil {
+	if err := e.record(ctx, s, spec); err != nil {
 		return fmt.Errorf("record the container: %w", err)
 	}
 	step("recorded")
-	created, err := e.client.TaskService().Create(ctx, &tasks.CreateTaskRequest{ContainerID: s.String()})
+	created, err := e.client.tasks.Create(ctx, &tasks.CreateTaskRequest{ContainerID: s.String()})
 	if err != nil {
-		return fmt.Errorf("create the container's process: %w", errgrpc.ToNative(err))
+		return fmt.Errorf("create the container's process: %w", err)
 	}
 	step("created")
 	if _, err := e.network.Attach(ctx, string(s.ID), noAddr, netns(created.Pid)); err != nil {
@@ -188,11 +188,32 @@ func (e *Engine) launch(ctx context.Context, u *unit, s compute.Spec) error {
 	}
 	step("attached")
 	e.expect(u, created.Pid, s)
-	if _, err := e.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: s.String()}); err != nil {
-		return fmt.Errorf("start the agent: %w", errgrpc.ToNative(err))
+	if _, err := e.client.tasks.Start(ctx, &tasks.StartRequest{ContainerID: s.String()}); err != nil {
+		return fmt.Errorf("start the agent: %w", err)
 	}
 	step("started")
 	return e.awaitAgent(ctx, s.Ref)
+}
+
+// record tells containerd of a container.
+func (e *Engine) record(ctx context.Context, s compute.Spec, spec *specs.Spec) error {
+	runtime, err := typeurl.MarshalAnyToProto(&options.Options{Root: e.layout.runcPath()})
+	if err != nil {
+		return err
+	}
+	record, err := marshalSpec(spec)
+	if err != nil {
+		return err
+	}
+	_, err = e.client.containers.Create(ctx, &containers.CreateContainerRequest{Container: &containers.Container{
+		ID: s.String(),
+		Labels: map[string]string{
+			labelInstallation: e.opt.InstallationID, labelImage: e.image.id, labelAgent: e.agent,
+		},
+		Runtime: &containers.Container_Runtime{Name: "io.containerd.runc.v2", Options: runtime},
+		Spec:    record,
+	}})
+	return err
 }
 
 // steps returns what logs each step of a container's making and unmaking. Tests cut a run off at every one of them.
@@ -204,8 +225,8 @@ func netns(pid uint32) string { return "/proc/" + strconv.Itoa(int(pid)) + "/ns/
 
 // process returns the container's first process as containerd knows it; nil when there is none.
 func (e *Engine) process(ctx context.Context, r compute.Ref) (*taskapi.Process, error) {
-	got, err := e.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: r.String()})
-	if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+	got, err := e.client.tasks.Get(ctx, &tasks.GetRequest{ContainerID: r.String()})
+	if errdefs.IsNotFound(err) {
 		return nil, nil //nolint:nilnil // absence is an answer here
 	}
 	if err != nil {
@@ -223,7 +244,8 @@ func (e *Engine) teardown(ctx context.Context, u *unit, grace time.Duration) err
 		return err
 	}
 	step("ended")
-	if err := e.client.ContainerService().Delete(ctx, u.ref.String()); err != nil && !errdefs.IsNotFound(err) {
+	_, err := e.client.containers.Delete(ctx, &containers.DeleteContainerRequest{ID: u.ref.String()})
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the container's record: %w", err)
 	}
 	step("unrecorded")
@@ -250,7 +272,7 @@ func (e *Engine) end(ctx context.Context, r compute.Ref, grace time.Duration) er
 	if err != nil || p == nil {
 		return err
 	}
-	svc := e.client.TaskService()
+	svc := e.client.tasks
 	if p.Status != taskapi.Status_STOPPED {
 		waited := make(chan error, 1)
 		wctx, cancel := context.WithCancel(ctx)
@@ -265,10 +287,8 @@ func (e *Engine) end(ctx context.Context, r compute.Ref, grace time.Duration) er
 			return err
 		}
 	}
-	if _, err := svc.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: r.String()}); err != nil {
-		if err := errgrpc.ToNative(err); !errdefs.IsNotFound(err) {
-			return fmt.Errorf("remove the container's process: %w", err)
-		}
+	if _, err := svc.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: r.String()}); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove the container's process: %w", err)
 	}
 	return nil
 }
@@ -280,10 +300,10 @@ func (e *Engine) signal(ctx context.Context, r compute.Ref, status taskapi.Statu
 		steps = steps[1:]
 	}
 	for _, s := range steps {
-		_, err := e.client.TaskService().Kill(ctx, &tasks.KillRequest{
+		_, err := e.client.tasks.Kill(ctx, &tasks.KillRequest{
 			ContainerID: r.String(), Signal: uint32(s.signal), All: s.signal == unix.SIGKILL,
 		})
-		if err := errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 			return fmt.Errorf("end the container: %w", err)
 		}
 		e.steps(r)("sent " + unix.SignalName(s.signal))
@@ -292,7 +312,7 @@ func (e *Engine) signal(ctx context.Context, r compute.Ref, status taskapi.Statu
 		case err := <-waited:
 			t.Stop()
 			waited <- nil
-			if err := errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+			if err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("wait for the container's end: %w", err)
 			}
 			return nil

@@ -110,10 +110,10 @@ func (v volume) format(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", "4096", "-m", "0.1", "-L", "berth", "-U", uuid,
+	out, err := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", strconv.Itoa(volumeBlock), "-m", "0.1", "-L", "berth", "-U", uuid,
 		"-E", "nodiscard,assume_storage_prezeroed=1", file).CombinedOutput()
 	if err != nil { // e2fsprogs before 1.47 lacks the option; lazy initialization comes close
-		out, err = exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", "4096", "-m", "0.1", "-L", "berth", "-U", uuid,
+		out, err = exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", strconv.Itoa(volumeBlock), "-m", "0.1", "-L", "berth", "-U", uuid,
 			"-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", file).CombinedOutput()
 	}
 	if err != nil {
@@ -160,7 +160,9 @@ func (v volume) mount() error {
 		return fmt.Errorf("attach a loop device: %w", err)
 	}
 	defer dev.Close()
-	if err := unix.Mount(dev.Name(), v.at, "ext4", unix.MS_NODEV|unix.MS_NOATIME, "discard"); err != nil {
+	// What grow adds would have its inode tables written with zeros, and so the file with them.
+	const options = "discard,noinit_itable"
+	if err := unix.Mount(dev.Name(), v.at, "ext4", unix.MS_NODEV|unix.MS_NOATIME, options); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", v.file, v.at, err)
 	}
 	return nil

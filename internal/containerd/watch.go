@@ -10,9 +10,9 @@ import (
 	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/events/v1"
+	"github.com/containerd/containerd/api/types"
 	taskapi "github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/containerd/v2/core/events"
-	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/typeurl/v2"
 
 	"berth/internal/compute"
@@ -86,9 +86,9 @@ func (e *Engine) known(ctx context.Context) ([]compute.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := e.client.ContainerService().List(ctx)
+	list, err := e.client.list(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", err)
+		return nil, err
 	}
 	for _, c := range list {
 		if r, err := compute.ParseRef(c.ID); err == nil && !slices.Contains(refs, r) {
@@ -134,7 +134,7 @@ func (e *Engine) observe(ctx context.Context, r compute.Ref) (compute.Observatio
 // adopt learns which containers run, removes what nothing needs any more, and begins to follow containerd's events.
 func (e *Engine) adopt(ctx context.Context) error {
 	images, agents := map[string]bool{e.image.id: true}, map[string]bool{e.agent: true}
-	list, err := e.client.ContainerService().List(ctx)
+	list, err := e.client.list(ctx)
 	if err != nil {
 		return err
 	}
@@ -158,11 +158,11 @@ func (e *Engine) adopt(ctx context.Context) error {
 		if p.Status != taskapi.Status_RUNNING || !e.mounted(r) {
 			continue // it was being made, or unmade: Apply clears it away
 		}
-		var spec oci.Spec
-		if err := typeurl.UnmarshalTo(c.Spec, &spec); err != nil {
+		spec, err := specOf(c)
+		if err != nil {
 			return err
 		}
-		from, err := startedFrom(&spec)
+		from, err := startedFrom(spec)
 		if err != nil {
 			e.log.Warn("a running container does not say what it was started from", "container", r, "err", err)
 		}
@@ -219,7 +219,31 @@ const markerTopic = "/berth/marker"
 
 // stream follows one subscription. It calls ready once nothing can be missed any more.
 func (e *Engine) stream(ctx context.Context, ready func()) error {
-	ch, errs := e.client.EventService().Subscribe(ctx, `topic~="^/tasks/(exit|oom)$"`, `topic=="`+markerTopic+`"`)
+	sub, err := e.client.events.Subscribe(ctx, &events.SubscribeRequest{
+		Filters: []string{`topic~="^/tasks/(exit|oom)$"`, `topic=="` + markerTopic + `"`},
+	})
+	if err != nil {
+		return err
+	}
+	ch, errs := make(chan *types.Envelope), make(chan error, 1)
+	e.owned.Go(func() {
+		for {
+			env, err := sub.Recv() // fails when ctx ends
+			if err != nil {
+				errs <- err
+				return
+			}
+			select {
+			case ch <- env:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	marker, err := typeurl.MarshalAnyToProto(&apievents.NamespaceCreate{Name: e.layout.name})
+	if err != nil {
+		return err
+	}
 	mark := time.NewTicker(20 * time.Millisecond)
 	defer mark.Stop()
 	marks := mark.C
@@ -228,8 +252,7 @@ func (e *Engine) stream(ctx context.Context, ready func()) error {
 		case err := <-errs:
 			return err
 		case <-marks: // until one comes back
-			err := e.client.EventService().Publish(ctx, markerTopic, &apievents.NamespaceCreate{Name: e.layout.name})
-			if err != nil {
+			if _, err := e.client.events.Publish(ctx, &events.PublishRequest{Topic: markerTopic, Event: marker}); err != nil {
 				return err
 			}
 		case env := <-ch:
@@ -250,7 +273,7 @@ func (e *Engine) stream(ctx context.Context, ready func()) error {
 }
 
 // take notes what an event tells.
-func (e *Engine) take(env *events.Envelope) {
+func (e *Engine) take(env *types.Envelope) {
 	v, err := typeurl.UnmarshalAny(env.Event)
 	if err != nil {
 		e.log.Warn("unreadable event of containerd's", "topic", env.Topic, "err", err)

@@ -15,9 +15,9 @@ type Engine interface {
 	// there is no room for its storage or memory now, or no node of its architecture.
 	Admit(ctx context.Context, s compute.Spec) error
 
-	// AdmitMounts is asked before the mount paths of a container that exists are changed to those of s: CodeInvalid as
-	// Admit's. How much room there is does not matter to it.
-	AdmitMounts(ctx context.Context, s compute.Spec) error
+	// AdmitChange is asked before a container that exists is changed from was to s: CodeInvalid as Admit's where its mount
+	// paths are others, CodeCapacity when there is no room now for what it is to have more of.
+	AdmitChange(ctx context.Context, was, s compute.Spec) error
 
 	// Provision makes the container's storage if it is not there. It is called until it succeeds once and that is recorded;
 	// never again after. CodeCapacity when there is no room.

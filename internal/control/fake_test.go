@@ -19,7 +19,7 @@ type fakeEngine struct {
 	block     map[string]chan struct{}  // by call name: calls wait for the channel to close, or their context
 	observe   func(compute.Observation) // of the watch under way
 	admitErr  error
-	mountsErr error
+	changeErr error
 }
 
 func newFakeEngine() *fakeEngine {
@@ -46,7 +46,7 @@ func (e *fakeEngine) begin(ctx context.Context, call string) error {
 
 func (e *fakeEngine) Admit(context.Context, compute.Spec) error { return e.admitErr }
 
-func (e *fakeEngine) AdmitMounts(context.Context, compute.Spec) error { return e.mountsErr }
+func (e *fakeEngine) AdmitChange(_ context.Context, _, _ compute.Spec) error { return e.changeErr }
 
 func (e *fakeEngine) Provision(ctx context.Context, s compute.Spec) error {
 	if err := e.begin(ctx, "provision"); err != nil {

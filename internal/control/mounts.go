@@ -24,8 +24,9 @@ func (s *Service) SetMountPaths(
 	if err != nil {
 		return nil, false, err
 	}
+	was := s.spec(c)
 	c.MountPaths = paths
-	if err := s.engine.AdmitMounts(ctx, s.spec(c)); err != nil {
+	if err := s.engine.AdmitChange(ctx, was, s.spec(c)); err != nil {
 		return nil, false, err
 	}
 	c, changed, err := s.store.SetMountPaths(ctx, p.User, id, paths)

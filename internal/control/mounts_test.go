@@ -155,14 +155,14 @@ func TestMountPathsRefused(t *testing.T) {
 		stranger := compute.Principal{User: 99}
 		refused(stranger, compute.CodeNotFound, "/data")
 		r.eng.admitErr = compute.Errorf(compute.CodeCapacity, "There is no room.") // is nothing to one that exists
-		r.eng.mountsErr = compute.Invalid("mount_paths", "It is /proc in the image.")
+		r.eng.changeErr = compute.Invalid("mount_paths", "It is /proc in the image.")
 		refused(r.who, compute.CodeInvalid, "/data")
 		refused(stranger, compute.CodeNotFound, "/data")
 		r.settle()
 		if s, lives := r.eng.run(ref); lives != 1 || s.Generation != 1 || r.events() != seen {
 			t.Errorf("%d starts, generation %d, %d events", lives, s.Generation, r.events()-seen)
 		}
-		r.eng.mountsErr = nil
+		r.eng.changeErr = nil
 		if !r.mount(ref, "/data") {
 			t.Error("a good request after all that restarts nothing")
 		}

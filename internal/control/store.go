@@ -42,6 +42,13 @@ type Store interface {
 		ctx context.Context, owner compute.UserID, id compute.ContainerID, paths []string,
 	) (c compute.Container, changed bool, err error)
 
+	// ChangeContainer stores what f makes of a container's name, memory, storage and keys, and says whether that changed
+	// anything; other sizes are a new generation. f runs within the transaction, and its error is returned. CodeInvalid on
+	// ssh_key_ids as CreateContainer's.
+	ChangeContainer(
+		ctx context.Context, owner compute.UserID, id compute.ContainerID, f func(compute.Container) (compute.Container, error),
+	) (c compute.Container, changed bool, err error)
+
 	// Ingress rules of a container, as its owner sees it. AddIngressRule takes the ports of r; CodeConflict when the container
 	// has a rule for that port, CodeLimit at limit. HTTPSEnabled of the container follows the rule for port 443. A deleted
 	// container has no rules.

@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -37,6 +38,45 @@ func testStorage(t *testing.T, s *Subject) {
 	full.apply(true)
 	full.sh("rm -rf /root/fill /root/d*; echo again > /root/f; echo again > /f")
 	other.eq("echo up", "up")
+}
+
+// A container gets what it is given more of without a restart, and what it wrote stays.
+func testResize(t *testing.T, s *Subject) {
+	b := newBox(t, s, small)
+	gb := func() int {
+		n, err := strconv.Atoi(strings.TrimSpace(b.sh(`df -k /root | awk 'NR == 2 { print $2 }'`)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return (n + 1<<19) >> 20
+	}
+	b.apply(true)
+	b.sh("echo kept >/root/file; echo 'in memory' >/tmp/run")
+	if got := gb(); got != 1 {
+		t.Fatalf("%d GB at first", got)
+	}
+
+	b.spec.StorageGB, b.spec.MemoryMB = 3, 256
+	b.apply(true)
+	b.eq("cat /root/file /tmp/run", "kept\nin memory")
+	want := 1
+	if s.GrowsRunning {
+		want = 3
+	}
+	if got := gb(); got != want {
+		t.Errorf("%d GB after it grew to 3 while it ran, want %d", got, want)
+	}
+	b.sh("head -c 150000000 /dev/zero | tail -c 150000000 | wc -c") // more than it had
+	b.apply(true)                                                   // again, which changes nothing
+
+	b.apply(false)
+	b.spec.StorageGB = 4
+	b.apply(false)
+	b.apply(true)
+	b.eq("cat /root/file", "kept")
+	if got := gb(); got != 4 {
+		t.Errorf("%d GB after it grew to 4 while it did not run", got)
+	}
 }
 
 func testMemory(t *testing.T, s *Subject) {

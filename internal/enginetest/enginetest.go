@@ -34,6 +34,9 @@ type Subject struct {
 	// Shell runs a script as the container's root by way of its agent, and returns its standard output and exit status.
 	Shell func(ctx context.Context, nc net.Conn, script string) (out string, status int, err error)
 
+	// GrowsRunning says whether a container's storage grows while it runs, and not only at its next start.
+	GrowsRunning bool
+
 	// Spec is a small container that the engine can run, with the mount path /root. Each call has another id.
 	Spec func() compute.Spec
 }
@@ -51,6 +54,7 @@ func Run(t *testing.T, s *Subject) {
 	t.Run("the engine's end leaves containers running", func(t *testing.T) { testReopen(t, s) })
 	t.Run("admission", func(t *testing.T) { testAdmit(t, s) })
 	t.Run("mount paths change with a restart", func(t *testing.T) { testMountsChange(t, s) })
+	t.Run("sizes change as it runs, and while it does not", func(t *testing.T) { testResize(t, s) })
 	t.Run("a cancelled call returns", func(t *testing.T) { testCancel(t, s) })
 	t.Run("several at once", func(t *testing.T) { testSeveral(t, s) })
 	t.Run("storage is bounded", func(t *testing.T) { testStorage(t, s) })
@@ -349,11 +353,19 @@ func testAdmit(t *testing.T, s *Subject) {
 		c.change(&spec)
 		wantCode(t, c.what, s.Engine.Admit(b.ctx(), spec), c.code)
 		if c.code == compute.CodeInvalid {
-			wantCode(t, c.what+", of one that exists", s.Engine.AdmitMounts(b.ctx(), spec), c.code)
-		} else {
-			b.must("admit mounts whatever the room", s.Engine.AdmitMounts(b.ctx(), spec))
+			wantCode(t, c.what+", of one that exists", s.Engine.AdmitChange(b.ctx(), b.spec, spec), c.code)
 		}
 	}
+	more := func(change func(*compute.Spec)) error {
+		spec := b.spec
+		change(&spec)
+		return s.Engine.AdmitChange(b.ctx(), b.spec, spec)
+	}
+	tooMuch := func(c *compute.Spec) { c.MemoryMB = 1 << 24 }
+	wantCode(t, "a change to more memory than there is", more(func(c *compute.Spec) { tooMuch(c); c.Running = true }), compute.CodeCapacity)
+	wantCode(t, "a change to more storage than there is", more(func(c *compute.Spec) { c.StorageGB = 1 << 24 }), compute.CodeCapacity)
+	b.must("a change of one that does not run, whatever the room", more(func(c *compute.Spec) { tooMuch(c); c.Running = false }))
+	b.must("a change of nothing", more(func(*compute.Spec) {}))
 }
 
 func testMountsChange(t *testing.T, s *Subject) {

@@ -53,8 +53,8 @@ func (e *engine) Admit(context.Context, compute.Spec) error {
 	return e.admit
 }
 
-// AdmitMounts knows an image in which /link is /proc.
-func (e *engine) AdmitMounts(_ context.Context, s compute.Spec) error {
+// AdmitChange knows an image in which /link is /proc.
+func (e *engine) AdmitChange(_ context.Context, _, s compute.Spec) error {
 	if slices.Contains(s.MountPaths, "/link") {
 		return compute.Invalid("mount_paths", "Mount path /link is /proc in the image, which belongs to the system.")
 	}

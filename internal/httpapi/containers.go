@@ -2,53 +2,18 @@ package httpapi
 
 import (
 	"context"
-	"math"
 	"net/http"
-	"time"
 
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/compute"
 	"berth/internal/control"
 )
 
-// container is a container in the contract's JSON.
-type container struct {
-	ID            compute.ContainerID `json:"id"`
-	Name          string              `json:"name"`
-	Status        compute.Status      `json:"status"`
-	StatusMessage string              `json:"status_message,omitempty"`
-	Hostname      string              `json:"hostname"`
-	SSHCommand    string              `json:"ssh_command,omitempty"` // only while SSH is on
-	MemoryMB      int                 `json:"memory_mb"`
-	MemoryUsedMB  int                 `json:"memory_used_mb"`
-	StorageGB     int                 `json:"storage_gb"`
-	StorageUsedGB float64             `json:"storage_used_gb"`
-	InstanceType  string              `json:"instance_type"`
-	CreatedAt     string              `json:"created_at"`
-	SSHEnabled    bool                `json:"ssh_enabled"`
-	HTTPSEnabled  bool                `json:"https_enabled"`
+func (s *Server) container(v control.ContainerView) openapi.Container {
+	return openapi.NewContainer(v.Container, v.Usage, string(v.ID)+"."+s.zone)
 }
-
-func (s *Server) container(v control.ContainerView) container {
-	c := container{
-		ID: v.ID, Name: v.Name, Status: v.Status, StatusMessage: v.StatusMessage, Hostname: string(v.ID) + "." + s.zone,
-		MemoryMB: v.MemoryMB, MemoryUsedMB: v.Usage.MemoryMB,
-		StorageGB: v.StorageGB, StorageUsedGB: roundGB(v.Usage.StorageGB),
-		InstanceType: v.InstanceType, CreatedAt: timestamp(v.CreatedAt),
-		SSHEnabled: v.SSHEnabled, HTTPSEnabled: v.HTTPSEnabled,
-	}
-	if c.SSHEnabled {
-		c.SSHCommand = "ssh root@" + c.Hostname
-	}
-	return c
-}
-
-// roundGB keeps three digits, about a megabyte: fewer would show an almost empty disk as empty, more would be noise.
-func roundGB(gb float64) float64 { return math.Round(gb*1000) / 1000 }
-
-// timestamp is RFC 3339 in UTC, to the second.
-func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // containerID reads the path's id. One that cannot exist is answered as one that does not.
 func containerID(c *fiber.Ctx) (compute.ContainerID, error) {
@@ -60,44 +25,41 @@ func (s *Server) listContainers(ctx context.Context, _ *fiber.Ctx, p compute.Pri
 	if err != nil {
 		return answer{}, err
 	}
-	out := make([]container, len(list))
+	out := openapi.ContainerList{Containers: make([]openapi.Container, len(list))}
 	for i, v := range list {
-		out[i] = s.container(v)
+		out.Containers[i] = s.container(v)
 	}
-	return answer{http.StatusOK, map[string]any{"containers": out}}, nil
+	return answer{http.StatusOK, out}, nil
 }
 
 func (s *Server) createContainer(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
-	r, err := readContainerRequest(c)
+	r, err := body[openapi.ContainerRequest](c)
 	if err != nil {
 		return answer{}, err
 	}
-	v, err := s.service.CreateContainer(ctx, p, r)
+	v, err := s.service.CreateContainer(ctx, p, wantedContainer(r))
 	if err != nil {
 		return answer{}, err
 	}
 	c.Set(fiber.HeaderLocation, "/compute/containers/"+string(v.ID))
+	setETag(c, v.Container)
 	return answer{http.StatusCreated, s.container(v)}, nil
 }
 
-func readContainerRequest(c *fiber.Ctx) (compute.ContainerRequest, error) {
-	o, err := body(c)
-	if err != nil {
-		return compute.ContainerRequest{}, err
+func wantedContainer(r openapi.ContainerRequest) compute.ContainerRequest {
+	return compute.ContainerRequest{
+		Name: r.Name, InstanceType: given(r.InstanceType), MemoryMB: r.MemoryMB, StorageGB: r.StorageGB,
+		SSHKeyIDs: r.SSHKeyIDs, SSHEnabled: given(r.SSHEnabled), MountPaths: r.MountPaths,
 	}
-	return o.containerRequest()
 }
 
-func (o *object) containerRequest() (compute.ContainerRequest, error) {
-	var r compute.ContainerRequest
-	r.Name, _ = o.text("name")
-	r.InstanceType, _ = o.text("instance_type")
-	r.MemoryMB = o.integer("memory_mb")
-	r.StorageGB = o.integer("storage_gb")
-	r.SSHKeyIDs = o.integers("ssh_key_ids")
-	r.SSHEnabled, _ = o.boolean("ssh_enabled")
-	r.MountPaths = o.texts("mount_paths")
-	return r, o.done()
+// given is what a field holds, or nothing where it was left out.
+func given[T any](field *T) T {
+	if field == nil {
+		var nothing T
+		return nothing
+	}
+	return *field
 }
 
 func (s *Server) getContainer(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
@@ -109,7 +71,11 @@ func (s *Server) startContainer(ctx context.Context, c *fiber.Ctx, p compute.Pri
 }
 
 func (s *Server) stopContainer(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
-	return s.one(ctx, c, p, s.service.StopContainer)
+	a, err := s.one(ctx, c, p, s.service.StopContainer)
+	if err == nil {
+		s.revoked(ctx, c)
+	}
+	return a, err
 }
 
 // one answers with the container that the path names, after f.
@@ -125,11 +91,12 @@ func (s *Server) one(
 	if err != nil {
 		return answer{}, err
 	}
+	setETag(c, v.Container)
 	return answer{http.StatusOK, s.container(v)}, nil
 }
 
 // deleted is the body of every DELETE.
-func deleted() answer { return answer{http.StatusOK, map[string]string{"status": "ok"}} }
+func deleted() answer { return answer{http.StatusOK, openapi.Deleted{Status: openapi.DeletedStatusOk}} }
 
 func (s *Server) deleteContainer(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
 	id, err := containerID(c)
@@ -139,10 +106,11 @@ func (s *Server) deleteContainer(ctx context.Context, c *fiber.Ctx, p compute.Pr
 	if err := s.service.DeleteContainer(ctx, p, id); err != nil {
 		return answer{}, err
 	}
+	s.revoked(ctx, c)
 	return deleted(), nil
 }
 
-func sshStatus(on bool) answer { return answer{http.StatusOK, map[string]bool{"ssh_enabled": on}} }
+func sshStatus(on bool) answer { return answer{http.StatusOK, openapi.SSHAccess{SSHEnabled: on}} }
 
 func (s *Server) getSSH(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
 	id, err := containerID(c)
@@ -161,28 +129,16 @@ func (s *Server) putSSH(ctx context.Context, c *fiber.Ctx, p compute.Principal) 
 	if err != nil {
 		return answer{}, err
 	}
-	o, err := body(c)
+	r, err := body[openapi.SSHAccess](c)
 	if err != nil {
 		return answer{}, err
 	}
-	want, err := o.sshRequest()
+	on, err := s.service.SetSSHEnabled(ctx, p, id, r.SSHEnabled)
 	if err != nil {
 		return answer{}, err
 	}
-	on, err := s.service.SetSSHEnabled(ctx, p, id, want)
-	if err != nil {
-		return answer{}, err
+	if !on {
+		s.revoked(ctx, c)
 	}
 	return sshStatus(on), nil
-}
-
-func (o *object) sshRequest() (bool, error) {
-	on, given := o.boolean("ssh_enabled")
-	if err := o.done(); err != nil {
-		return false, err
-	}
-	if !given {
-		return false, compute.Invalid("ssh_enabled", "Say whether SSH is to be on: ssh_enabled is true or false.")
-	}
-	return on, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/gofiber/contrib/websocket"
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/auth"
 	"berth/internal/compute"
 	"berth/internal/control"
@@ -83,21 +84,8 @@ type frame struct {
 	data []byte
 }
 
-// message is what the feed says.
-type message struct {
-	Type string `json:"type"`
-	Data any    `json:"data"`
-}
-
-// containerStatus is the data of a message about one container.
-type containerStatus struct {
-	ContainerID   compute.ContainerID `json:"container_id"`
-	Status        compute.Status      `json:"status"`
-	ExternalIP    string              `json:"external_ip,omitempty"`
-	StatusMessage string              `json:"status_message,omitempty"`
-}
-
-// openFeed is GET /compute/ws.
+// openFeed is GET /compute/ws. Query parameters that it does not know are nothing to it: whoever misspells the token's is
+// told that there is none.
 func (s *Server) openFeed(c *fiber.Ctx) error {
 	fctx := c.Context()
 	r := requestOf(fctx)
@@ -234,7 +222,9 @@ func (f *feed) pass(ctx context.Context, e compute.Event) error {
 	case f.behind:
 		return nil // the list that is due will show it
 	case act == actStatus:
-		f.say("container_status", containerStatus{e.Container, e.Status, f.s.externalIP, e.StatusMessage})
+		f.say(openapi.FeedStatus{Type: openapi.FeedStatusTypeContainerStatus, Data: openapi.FeedStatusData{
+			ContainerID: e.Container, Status: e.Status, ExternalIP: f.s.externalIP, StatusMessage: e.StatusMessage,
+		}})
 	case act == actList:
 		list, _, err := f.read(ctx)
 		if err != nil {
@@ -264,15 +254,15 @@ func (f *feed) read(ctx context.Context) ([]control.ContainerView, int64, error)
 }
 
 func (f *feed) sayList(list []control.ContainerView) {
-	out := make([]container, len(list))
+	out := make([]openapi.Container, len(list))
 	for i, v := range list {
 		out[i] = f.s.container(v)
 	}
-	f.say("containers", out)
+	f.say(openapi.FeedContainers{Type: openapi.FeedContainersTypeContainers, Data: out})
 }
 
-func (f *feed) say(kind string, data any) {
-	if !f.queue(websocket.TextMessage, bytes.TrimSpace(encode(message{kind, data}))) {
+func (f *feed) say(message any) {
+	if !f.queue(websocket.TextMessage, bytes.TrimSpace(encode(message))) {
 		f.behind = true
 	}
 }

@@ -57,6 +57,9 @@ func (w *watcher) read() (m saying, err error) {
 	if kind != wire.TextMessage {
 		return m, fmt.Errorf("a message of kind %d", kind)
 	}
+	if err := isMessage(text); err != nil {
+		return m, fmt.Errorf("%s: %w", text, err)
+	}
 	return m, json.Unmarshal(text, &m)
 }
 

@@ -1,8 +1,8 @@
 // Package httpapi is the REST surface and the live feed: the contract's routes, its JSON and its statuses, on fiber.
 //
-// It reads requests strictly, asks the control plane, and writes what comes back; limits and rules about containers and
-// keys are not its own. It refuses what it cannot read in full, and answers each refusal as application/problem+json
-// (RFC 9457) by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
+// It holds requests against the API's document, asks the control plane, and writes what comes back; limits and rules about
+// containers and keys are not its own. It refuses what it cannot read in full, and answers each refusal as
+// application/problem+json (RFC 9457) by one table from codes to statuses. It speaks plain HTTP on listeners that it is given.
 //
 // Nothing here may keep what fiber or fasthttp hand out: they use it again once the handler returns.
 package httpapi
@@ -32,6 +32,10 @@ type Service interface {
 	ListContainersAt(ctx context.Context, p compute.Principal) (list []control.ContainerView, seq int64, err error)
 	CreateContainer(ctx context.Context, p compute.Principal, r compute.ContainerRequest) (control.ContainerView, error)
 	GetContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
+	ChangeContainer(
+		ctx context.Context, p compute.Principal, id compute.ContainerID, r compute.ContainerChange, m compute.Match,
+	) (control.ContainerView, error)
+	InstanceTypes() []compute.InstanceType
 	StartContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
 	StopContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
 	DeleteContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) error
@@ -61,12 +65,19 @@ type Events interface {
 	Subscribe(owner compute.UserID, buffer int) *event.Subscription
 }
 
+// Gateways says which gateways may still admit what was allowed before the newest change.
+type Gateways interface {
+	// Unacknowledged waits until all know of it, or ctx ends, and names those that may not.
+	Unacknowledged(ctx context.Context) []string
+}
+
 // Config is what a Server is made of. Service, Verifier, Tokens, Events and Zone are required; zero elsewhere takes the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
 	Tokens   Tokens
 	Events   Events
+	Gateways Gateways // nil where there are none but this process's own
 	Zone     string
 	Log      *slog.Logger
 
@@ -109,6 +120,7 @@ type Server struct {
 	verifier   Verifier
 	tokens     Tokens
 	events     Events
+	gateways   Gateways
 	zone       string
 	origins    origins
 	externalIP string
@@ -137,7 +149,8 @@ type Server struct {
 // New returns a Server. It does no I/O.
 func New(c Config) *Server {
 	s := &Server{
-		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, zone: c.Zone, log: c.Log,
+		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, gateways: c.Gateways,
+		zone: c.Zone, log: c.Log,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now),
@@ -182,16 +195,21 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/containers", auth.ScopeContainersRead, s.listContainers)
 	s.handle(fiber.MethodPost, "/compute/containers", auth.ScopeContainersWrite, s.createContainer)
 	s.handle(fiber.MethodGet, "/compute/containers/:id", auth.ScopeContainersRead, s.getContainer)
+	s.handle(fiber.MethodPatch, "/compute/containers/:id", auth.ScopeContainersWrite, s.changeContainer)
 	s.handle(fiber.MethodDelete, "/compute/containers/:id", auth.ScopeContainersWrite, s.deleteContainer)
 	s.handle(fiber.MethodPost, "/compute/containers/:id/start", auth.ScopeContainersWrite, s.startContainer)
 	s.handle(fiber.MethodPost, "/compute/containers/:id/stop", auth.ScopeContainersWrite, s.stopContainer)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh", auth.ScopeContainersRead, s.getSSH)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh", auth.ScopeContainersWrite, s.putSSH)
+	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh-keys", auth.ScopeContainersRead, s.getContainerKeys)
+	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh-keys", auth.ScopeContainersWrite, s.putContainerKeys)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ingress", auth.ScopeContainersRead, s.listIngress)
 	s.handle(fiber.MethodPost, "/compute/containers/:id/ingress", auth.ScopeContainersWrite, s.addIngress)
 	s.handle(fiber.MethodDelete, "/compute/containers/:id/ingress/:port", auth.ScopeContainersWrite, s.deleteIngress)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/mounts", auth.ScopeContainersRead, s.getMounts)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/mounts", auth.ScopeContainersWrite, s.putMounts)
+
+	s.handle(fiber.MethodGet, "/compute/instance-types", auth.ScopeContainersRead, s.listInstanceTypes)
 
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
 	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)
@@ -212,24 +230,34 @@ type answer struct {
 	body   any
 }
 
-// handle registers f for principals whose token has scope.
+// handle registers f for principals whose token has scope, and for requests that are as the document says.
 func (s *Server) handle(
 	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, compute.Principal) (answer, error),
 ) {
-	s.open(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
+	described := describe(method, path)
+	checked := func(ctx context.Context, c *fiber.Ctx) (answer, error) {
 		p, err := s.authenticate(ctx, c, scope)
 		if err != nil {
 			return answer{}, err
 		}
+		if err := described.check(c); err != nil {
+			return answer{}, err
+		}
 		return f(ctx, c, p)
-	})
+	}
+	s.add(method, path, checked)
 	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
-		s.handle(fiber.MethodHead, path, scope, f)
+		s.add(fiber.MethodHead, path, checked)
 	}
 }
 
-// open registers f, which lets in whom it likes.
-func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {
+// open registers f, which lets in whom it likes, and then checks what it is asked.
+func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx, operation) (answer, error)) {
+	described := describe(method, path)
+	s.add(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) { return f(ctx, c, described) })
+}
+
+func (s *Server) add(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {
 	s.app.Add(method, path, func(c *fiber.Ctx) error {
 		a, err := f(requestOf(c.Context()).ctx, c)
 		if err != nil {

@@ -7,20 +7,9 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/compute"
 )
-
-// ingressRule is an ingress rule in the contract's JSON. Its time is in Unix seconds, unlike all others.
-type ingressRule struct {
-	ID         int64 `json:"id"`
-	Port       int   `json:"port"`
-	TargetPort int   `json:"target_port"`
-	CreatedAt  int64 `json:"created_at"`
-}
-
-func toIngressRule(r compute.IngressRule) ingressRule {
-	return ingressRule{ID: r.ID, Port: r.Port, TargetPort: r.TargetPort, CreatedAt: r.CreatedAt.Unix()}
-}
 
 func (s *Server) listIngress(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
 	id, err := containerID(c)
@@ -31,11 +20,11 @@ func (s *Server) listIngress(ctx context.Context, c *fiber.Ctx, p compute.Princi
 	if err != nil {
 		return answer{}, err
 	}
-	out := make([]ingressRule, len(list))
+	out := openapi.IngressRuleList{Rules: make([]openapi.IngressRule, len(list))}
 	for i, r := range list {
-		out[i] = toIngressRule(r)
+		out.Rules[i] = openapi.NewIngressRule(r)
 	}
-	return answer{http.StatusOK, map[string]any{"rules": out}}, nil
+	return answer{http.StatusOK, out}, nil
 }
 
 func (s *Server) addIngress(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
@@ -43,24 +32,15 @@ func (s *Server) addIngress(ctx context.Context, c *fiber.Ctx, p compute.Princip
 	if err != nil {
 		return answer{}, err
 	}
-	o, err := body(c)
+	r, err := body[openapi.IngressRuleRequest](c)
 	if err != nil {
 		return answer{}, err
 	}
-	r, err := o.ingressRequest()
+	rule, err := s.service.AddIngress(ctx, p, id, compute.IngressRequest{Port: &r.Port, TargetPort: r.TargetPort})
 	if err != nil {
 		return answer{}, err
 	}
-	rule, err := s.service.AddIngress(ctx, p, id, r)
-	if err != nil {
-		return answer{}, err
-	}
-	return answer{http.StatusCreated, toIngressRule(rule)}, nil
-}
-
-func (o *object) ingressRequest() (compute.IngressRequest, error) {
-	r := compute.IngressRequest{Port: o.integer("port"), TargetPort: o.integer("target_port")}
-	return r, o.done()
+	return answer{http.StatusCreated, openapi.NewIngressRule(rule)}, nil
 }
 
 func (s *Server) deleteIngress(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {

@@ -8,61 +8,37 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/compute"
 )
-
-// sshKey is an SSH key in the contract's JSON.
-type sshKey struct {
-	ID        int64  `json:"id"`
-	Name      string `json:"name"`
-	PublicKey string `json:"public_key"`
-	CreatedAt string `json:"created_at"`
-}
-
-func toSSHKey(k compute.SSHKey) sshKey {
-	return sshKey{ID: k.ID, Name: k.Name, PublicKey: k.PublicKey, CreatedAt: timestamp(k.CreatedAt)}
-}
 
 func (s *Server) listKeys(ctx context.Context, _ *fiber.Ctx, p compute.Principal) (answer, error) {
 	list, err := s.service.ListKeys(ctx, p)
 	if err != nil {
 		return answer{}, err
 	}
-	out := make([]sshKey, len(list))
+	out := openapi.SSHKeyList{SSHKeys: make([]openapi.SSHKey, len(list))}
 	for i, k := range list {
-		out[i] = toSSHKey(k)
+		out.SSHKeys[i] = openapi.NewSSHKey(k)
 	}
-	return answer{http.StatusOK, map[string]any{"ssh_keys": out}}, nil
+	return answer{http.StatusOK, out}, nil
 }
 
+// addKey adds a key. A name that is left out is the key's comment; one that is given and empty is a mistake.
 func (s *Server) addKey(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
-	o, err := body(c)
+	r, err := body[openapi.SSHKeyRequest](c)
 	if err != nil {
 		return answer{}, err
 	}
-	name, publicKey, err := o.keyRequest()
+	name := given(r.Name)
+	if r.Name != nil && strings.TrimSpace(name) == "" {
+		return answer{}, compute.Invalid("name", "Give the key a name, or leave the field out to use the key's comment.")
+	}
+	k, err := s.service.AddKey(ctx, p, name, r.PublicKey)
 	if err != nil {
 		return answer{}, err
 	}
-	k, err := s.service.AddKey(ctx, p, name, publicKey)
-	if err != nil {
-		return answer{}, err
-	}
-	return answer{http.StatusCreated, toSSHKey(k)}, nil
-}
-
-// keyRequest reads a key to add. A name that is left out is the key's comment; one that is given and empty is a
-// mistake.
-func (o *object) keyRequest() (name, publicKey string, err error) {
-	name, given := o.text("name")
-	publicKey, _ = o.text("public_key")
-	if err := o.done(); err != nil {
-		return "", "", err
-	}
-	if given && strings.TrimSpace(name) == "" {
-		return "", "", compute.Invalid("name", "Give the key a name, or leave the field out to use the key's comment.")
-	}
-	return name, publicKey, nil
+	return answer{http.StatusCreated, openapi.NewSSHKey(k)}, nil
 }
 
 func (s *Server) deleteKey(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
@@ -74,5 +50,6 @@ func (s *Server) deleteKey(ctx context.Context, c *fiber.Ctx, p compute.Principa
 	if err := s.service.DeleteKey(ctx, p, id); err != nil {
 		return answer{}, err
 	}
+	s.revoked(ctx, c)
 	return deleted(), nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gofiber/fiber/v2"
 	"github.com/valyala/fasthttp"
 
+	openapi "berth/api"
 	"berth/internal/compute"
 )
 
@@ -38,6 +39,7 @@ var statuses = map[compute.Code]int{
 	compute.CodeNotRunning:       http.StatusConflict,
 	compute.CodeSSHDisabled:      http.StatusConflict,
 	compute.CodeStorageMissing:   http.StatusConflict,
+	compute.CodePrecondition:     http.StatusPreconditionFailed,
 	compute.CodeMethod:           http.StatusMethodNotAllowed,
 	compute.CodeTooLarge:         http.StatusRequestEntityTooLarge,
 	compute.CodeUnsupportedMedia: http.StatusUnsupportedMediaType,
@@ -71,24 +73,14 @@ var (
 	errStopped = compute.Errorf(compute.CodeUnavailable, "The server is stopping; try again in a moment.")
 )
 
-// problem is the body of every error (RFC 9457, section 3.1), with our code and, where known, the field at fault. The
-// type is about:blank, so that the title is the status's own phrase; programs match on the code.
-type problem struct {
-	Type      string       `json:"type"`
-	Title     string       `json:"title"`
-	Status    int          `json:"status"`
-	Detail    string       `json:"detail"`
-	Code      compute.Code `json:"code"`
-	Field     string       `json:"field,omitempty"`
-	RequestID string       `json:"request_id,omitempty"` // of faults of ours, to tell the operator
-}
-
-func newProblem(e *compute.Error) problem {
+// newProblem is the body of every error (RFC 9457, section 3.1). The type is about:blank, so that the title is the
+// status's own phrase; programs match on the code.
+func newProblem(e *compute.Error) openapi.Problem {
 	status, ok := statuses[e.Code]
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	return problem{
+	return openapi.Problem{
 		Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: e.Message, Code: e.Code, Field: e.Field,
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/valyala/fasthttp"
@@ -145,9 +146,13 @@ func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 	s.log.LogAttrs(r.ctx, level, "request", attrs...)
 }
 
+// clip bounds a text that a client made up, at a whole character.
 func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n] + "…"
+	if len(s) <= n {
+		return s
 	}
-	return s
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/compute"
 )
 
@@ -51,33 +52,33 @@ func (s *Server) setCookie(c *fiber.Ctx, token string, expires time.Time) error 
 	return nil
 }
 
-// session is who a browser is signed in as.
-type session struct {
-	User      compute.UserID `json:"user"`
-	Username  string         `json:"username"`
-	Role      compute.Role   `json:"role"`
-	ExpiresAt string         `json:"expires_at"`
-}
-
 // openSession puts the bearer's token into a cookie, which is all there is of a session. It takes the token from the
 // header alone, which a page of somebody else's cannot set: nobody is signed in as another by visiting a page.
-func (s *Server) openSession(ctx context.Context, c *fiber.Ctx) (answer, error) {
+func (s *Server) openSession(ctx context.Context, c *fiber.Ctx, described operation) (answer, error) {
 	cred, err := s.admit(ctx, c, anyScope, headerAlone)
 	if err != nil {
+		return answer{}, err
+	}
+	if err := described.check(c); err != nil {
 		return answer{}, err
 	}
 	if err := s.setCookie(c, cred.token, cred.Expires); err != nil {
 		return answer{}, err
 	}
-	return answer{http.StatusOK, session{cred.User, cred.Username, cred.Role, timestamp(cred.Expires)}}, nil
+	return answer{http.StatusOK, openapi.Session{
+		User: cred.User, Username: cred.Username, Role: cred.Role, ExpiresAt: openapi.Time(cred.Expires),
+	}}, nil
 }
 
 // closeSession takes the cookie away, one too whose token is no longer valid. Other pages may not do that for the user.
-func (s *Server) closeSession(_ context.Context, c *fiber.Ctx) (answer, error) {
+func (s *Server) closeSession(_ context.Context, c *fiber.Ctx, described operation) (answer, error) {
 	if len(c.Request().Header.PeekAll(fiber.HeaderAuthorization)) == 0 {
 		if err := s.checkOrigin(c, len(s.sessionCookies(c)) > 0); err != nil {
 			return answer{}, err
 		}
+	}
+	if err := described.check(c); err != nil {
+		return answer{}, err
 	}
 	if err := s.setCookie(c, "", time.Time{}); err != nil {
 		return answer{}, err

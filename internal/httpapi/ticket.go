@@ -10,6 +10,7 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/compute"
 )
 
@@ -88,17 +89,17 @@ func (t *tickets) redeem(text string) (string, error) {
 }
 
 // issueTicket answers with a ticket for whoever asks.
-func (s *Server) issueTicket(ctx context.Context, c *fiber.Ctx) (answer, error) {
+func (s *Server) issueTicket(ctx context.Context, c *fiber.Ctx, described operation) (answer, error) {
 	cred, err := s.admit(ctx, c, anyScope, headerOrCookie)
 	if err != nil {
+		return answer{}, err
+	}
+	if err := described.check(c); err != nil {
 		return answer{}, err
 	}
 	text, err := s.tickets.issue(cred.User, cred.token)
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{http.StatusCreated, struct {
-		Ticket    string `json:"ticket"`
-		ExpiresIn int    `json:"expires_in"` // seconds
-	}{text, int(ticketLife.Seconds())}}, nil
+	return answer{http.StatusCreated, openapi.Ticket{Ticket: text, ExpiresIn: int(ticketLife.Seconds())}}, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 
+	openapi "berth/api"
 	"berth/internal/auth"
 	"berth/internal/compute"
 )
@@ -35,47 +36,24 @@ func (s *Server) tokenRoutes() {
 	s.handle(fiber.MethodDelete, "/compute/tokens/:id", auth.ScopeTokensWrite, s.deleteToken)
 }
 
-// token is a recorded token in JSON, with the token itself where it was made by this request.
-type token struct {
-	ID         string              `json:"id"`
-	Name       string              `json:"name"`
-	Scopes     []string            `json:"scopes"`
-	IssuedBy   compute.TokenIssuer `json:"issued_by"`
-	CreatedAt  string              `json:"created_at"`
-	ExpiresAt  string              `json:"expires_at"`
-	LastUsedAt string              `json:"last_used_at,omitempty"`
-	Token      string              `json:"token,omitempty"`
-}
-
-func toToken(t compute.Token) token {
-	out := token{
-		ID: t.ID, Name: t.Name, Scopes: t.Scopes, IssuedBy: t.IssuedBy,
-		CreatedAt: timestamp(t.CreatedAt), ExpiresAt: timestamp(t.ExpiresAt),
-	}
-	if !t.LastUsedAt.IsZero() {
-		out.LastUsedAt = timestamp(t.LastUsedAt)
-	}
-	return out
-}
-
 func (s *Server) listTokens(ctx context.Context, _ *fiber.Ctx, p compute.Principal) (answer, error) {
 	list, err := s.tokens.Tokens(ctx, p.User)
 	if err != nil {
 		return answer{}, err
 	}
-	out := make([]token, len(list))
+	out := openapi.TokenList{Tokens: make([]openapi.Token, len(list))}
 	for i, t := range list {
-		out[i] = toToken(t)
+		out.Tokens[i] = openapi.NewToken(t)
 	}
-	return answer{http.StatusOK, map[string]any{"tokens": out}}, nil
+	return answer{http.StatusOK, out}, nil
 }
 
 func (s *Server) addToken(ctx context.Context, c *fiber.Ctx, _ compute.Principal) (answer, error) {
-	o, err := body(c)
+	wanted, err := body[openapi.TokenRequest](c)
 	if err != nil {
 		return answer{}, err
 	}
-	r, err := o.tokenRequest()
+	r, err := wantedToken(wanted)
 	if err != nil {
 		return answer{}, err
 	}
@@ -83,31 +61,26 @@ func (s *Server) addToken(ctx context.Context, c *fiber.Ctx, _ compute.Principal
 	if err != nil {
 		return answer{}, err
 	}
-	out := toToken(t)
+	out := openapi.NewToken(t)
 	out.Token = text
 	return answer{http.StatusCreated, out}, nil
 }
 
-// tokenRequest reads a token to make. Scopes must be named: one that may do everything is asked for, not left over.
-func (o *object) tokenRequest() (r auth.Request, err error) {
-	r.Name, _ = o.text("name")
-	words := o.texts("scopes")
-	seconds := o.integer("ttl_seconds")
-	if err := o.done(); err != nil {
-		return r, err
+// wantedToken reads a token to make. Scopes must be named: one that may do everything is asked for, not left over.
+func wantedToken(r openapi.TokenRequest) (auth.Request, error) {
+	scopes, err := auth.ParseScopes(r.Scopes)
+	if err != nil {
+		return auth.Request{}, err
 	}
-	if r.Scopes, err = auth.ParseScopes(words); err != nil {
-		return r, err
-	}
-	r.TTL = defaultTokenTTL
-	if seconds != nil {
+	life := defaultTokenTTL
+	if seconds := r.TTLSeconds; seconds != nil {
 		if *seconds < 1 || *seconds > int(auth.MaxTTL/time.Second) {
-			return r, compute.Invalid("ttl_seconds", "A token lives from 1 to %d seconds, which is %d days.",
+			return auth.Request{}, compute.Invalid("ttl_seconds", "A token lives from 1 to %d seconds, which is %d days.",
 				int(auth.MaxTTL/time.Second), int(auth.MaxTTL.Hours()/24))
 		}
-		r.TTL = time.Duration(*seconds) * time.Second
+		life = time.Duration(*seconds) * time.Second
 	}
-	return r, nil
+	return auth.Request{Name: r.Name, Scopes: scopes, TTL: life}, nil
 }
 
 // tokenID is the form of the ids of tokens.
@@ -124,21 +97,14 @@ func (s *Server) deleteToken(ctx context.Context, c *fiber.Ctx, p compute.Princi
 	return deleted(), nil
 }
 
-// identity is who acts, in JSON.
-type identity struct {
-	User       compute.UserID `json:"user"`
-	Username   string         `json:"username"`
-	Role       compute.Role   `json:"role"`
-	Scopes     []auth.Scope   `json:"scopes"`
-	Credential auth.Kind      `json:"credential"`
-	TokenID    string         `json:"token_id,omitempty"`
-	ExpiresAt  string         `json:"expires_at"`
-}
-
 func (s *Server) whoami(_ context.Context, c *fiber.Ctx, _ compute.Principal) (answer, error) {
 	g := requestOf(c.Context()).grant
-	return answer{http.StatusOK, identity{
-		User: g.User, Username: g.Username, Role: g.Role, Scopes: append([]auth.Scope{}, g.Scopes...), Credential: g.Kind,
-		TokenID: g.TokenID, ExpiresAt: timestamp(g.Expires),
+	scopes := make([]string, len(g.Scopes))
+	for i, scope := range g.Scopes {
+		scopes[i] = string(scope)
+	}
+	return answer{http.StatusOK, openapi.Identity{
+		User: g.User, Username: g.Username, Role: g.Role, Scopes: scopes, Credential: string(g.Kind),
+		TokenID: g.TokenID, ExpiresAt: openapi.Time(g.Expires),
 	}}, nil
 }

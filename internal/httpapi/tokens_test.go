@@ -258,13 +258,13 @@ func TestForeignTokens(t *testing.T) {
 	a.do("GET", "/compute/whoami", session("refresh"), "").isProblem(t, 401, compute.CodeUnauthenticated, "")
 	var who identity
 	a.do("GET", "/compute/whoami", session("session"), "").into(t, 200, &who)
-	if who.User == a.ada.ID || who.Username == "ada" || who.Role != compute.RoleUser || who.Credential != auth.KindShared || who.TokenID != "" {
+	if who.User == a.ada.ID || who.Username == "ada" || who.Role != compute.RoleUser || who.Credential != string(auth.KindShared) || who.TokenID != "" {
 		t.Errorf("%+v", who)
 	}
 	made := a.makeToken(session("session"), `{"name":"ci","scopes":["containers:read"]}`)
 	var again identity
 	a.do("GET", "/compute/whoami", made.Token, "").into(t, 200, &again)
-	if again.User != who.User || again.Credential != auth.KindToken {
+	if again.User != who.User || again.Credential != string(auth.KindToken) {
 		t.Errorf("%+v", again)
 	}
 	if strings.Contains(a.log.String(), session("session")) {

@@ -4,46 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math"
 	"strings"
 	"text/tabwriter"
-	"time"
 	"unicode"
 
+	"berth/api"
 	"berth/internal/compute"
-	"berth/internal/control"
 )
-
-// containerJSON is a container as the REST contract shows it.
-type containerJSON struct {
-	ID            compute.ContainerID `json:"id"`
-	Name          string              `json:"name"`
-	Status        compute.Status      `json:"status"`
-	StatusMessage string              `json:"status_message,omitempty"`
-	Hostname      string              `json:"hostname"`
-	SSHCommand    string              `json:"ssh_command,omitempty"`
-	MemoryMB      int                 `json:"memory_mb"`
-	MemoryUsedMB  int                 `json:"memory_used_mb"`
-	StorageGB     int                 `json:"storage_gb"`
-	StorageUsedGB float64             `json:"storage_used_gb"`
-	InstanceType  string              `json:"instance_type"`
-	CreatedAt     time.Time           `json:"created_at"`
-	SSHEnabled    bool                `json:"ssh_enabled"`
-	HTTPSEnabled  bool                `json:"https_enabled"`
-}
-
-func (l *Lobby) containerJSON(v control.ContainerView) containerJSON {
-	c := containerJSON{
-		ID: v.ID, Name: v.Name, Status: v.Status, StatusMessage: v.StatusMessage, Hostname: l.zone.Hostname(v.ID),
-		MemoryMB: v.MemoryMB, MemoryUsedMB: v.Usage.MemoryMB, StorageGB: v.StorageGB,
-		StorageUsedGB: math.Round(v.Usage.StorageGB*1000) / 1000, InstanceType: v.InstanceType, // rounded as in REST
-		CreatedAt: v.CreatedAt.UTC().Truncate(time.Second), SSHEnabled: v.SSHEnabled, HTTPSEnabled: v.HTTPSEnabled,
-	}
-	if v.SSHEnabled {
-		c.SSHCommand = "ssh root@" + c.Hostname
-	}
-	return c
-}
 
 func (l *Lobby) ls(ctx context.Context, s Session, args []string) error {
 	asJSON, err := flagJSON("ls", args)
@@ -55,11 +22,11 @@ func (l *Lobby) ls(ctx context.Context, s Session, args []string) error {
 		return err
 	}
 	if asJSON {
-		list := make([]containerJSON, len(views))
+		list := api.ContainerList{Containers: make([]api.Container, len(views))}
 		for i, v := range views {
-			list[i] = l.containerJSON(v)
+			list.Containers[i] = api.NewContainer(v.Container, v.Usage, l.zone.Hostname(v.ID))
 		}
-		return writeJSON(s, map[string]any{"containers": list})
+		return writeJSON(s, list)
 	}
 	if len(views) == 0 {
 		_, err := fmt.Fprintln(s.Stdout, "You have no containers; POST /compute/containers makes one.")

@@ -98,13 +98,26 @@ func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 	// Never ctx.User(): it stays at the first name that was tried.
 	id := identity{user: c.pre.User(), key: gossh.FingerprintSHA256(key)}
 	if err := g.admit(c, id); err != nil {
-		if compute.CodeOf(err) != compute.CodeNotFound {
+		switch compute.CodeOf(err) {
+		case compute.CodeNotFound:
+		case compute.CodeUnavailable, compute.CodeForbidden:
+			c.apologize(err)
+		default:
 			g.log.Error("look up a login", "remote", c.nc.RemoteAddr(), "err", err)
 		}
 		return false
 	}
 	ctx.Permissions().Extensions = map[string]string{extensionUser: id.user, extensionKey: id.key}
 	return true
+}
+
+// apologize tells a client once that it is not its key that is wrong (RFC 4252, section 5.4).
+func (c *conn) apologize(err error) {
+	if !c.apologized {
+		c.apologized = true
+		c.g.log.Warn("nobody can log in", "remote", c.nc.RemoteAddr(), "err", err)
+		_ = c.pre.SendAuthBanner(compute.UserMessage(err) + "\r\n") // a client that is gone needs no word
+	}
 }
 
 // admit decides at authentication. CodeNotFound is the one refusal: a container that is not there, one that the key

@@ -87,8 +87,27 @@ func TestDirectoryFaultLetsNobodyIn(t *testing.T) {
 	alice := p.user("alice")
 	p.container("a1b2c3d4", alice, p.key(alice, key))
 	g := startGateway(t, Options{Directory: closedDatabase(t, p)})
-	refusal(t, g, "a1b2c3d4", key)
-	refusal(t, g, "alice", key)
+	for _, user := range []string{"a1b2c3d4", "alice"} {
+		said := banners(t, g, user, newKey(t), key)
+		if !slices.Equal(said, []string{"Berth is stopping; try again in a moment.\r\n"}) {
+			t.Errorf("%s is told %q", user, said)
+		}
+	}
+}
+
+// banners returns what a client is told that is not let in.
+func banners(t *testing.T, g *gatewayUnderTest, user string, keys ...gossh.Signer) (said []string) {
+	t.Helper()
+	config := g.clientConfig(user, keys...)
+	config.BannerCallback = func(message string) error {
+		said = append(said, message)
+		return nil
+	}
+	if c, err := gossh.Dial("tcp", g.addr, config); err == nil {
+		c.Close()
+		t.Fatalf("%q was let in", user)
+	}
+	return said
 }
 
 func TestNoCredential(t *testing.T) {

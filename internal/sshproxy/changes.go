@@ -135,13 +135,18 @@ func (g *Gateway) mayStay(q question) answer {
 	defer cancel()
 	if q.container == "" {
 		accounts, err := g.o.Directory.Accounts(ctx, q.key)
-		if err == nil && len(accounts) == 0 {
+		switch {
+		case err != nil && compute.CodeOf(err) == compute.CodeForbidden:
+			return answer{why: err}
+		case err == nil && len(accounts) == 0:
 			return answer{why: errStranger}
 		}
 		return answer{err: err}
 	}
 	t, err := g.target(ctx, q.container, q.key)
 	switch {
+	case err != nil && compute.CodeOf(err) == compute.CodeForbidden:
+		return answer{why: err}
 	case err != nil && compute.CodeOf(err) == compute.CodeNotFound:
 		return answer{why: errRevoked}
 	case err != nil:

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -158,5 +160,54 @@ func TestShutdownTellsSessions(t *testing.T) {
 		}
 	case <-time.After(5 * time.Second):
 		t.Error("shutdown waits")
+	}
+}
+
+// endable is a directory that may come to say that nobody may be here.
+type endable struct {
+	*world
+	over atomic.Bool
+}
+
+var errOver = compute.Errorf(compute.CodeForbidden, "This gateway was taken out of service; use another one.")
+
+func (d *endable) Target(ctx context.Context, id compute.ContainerID) (compute.Target, error) {
+	if d.over.Load() {
+		return compute.Target{}, errOver
+	}
+	return d.world.Target(ctx, id)
+}
+
+func (d *endable) Accounts(ctx context.Context, fingerprint string) ([]compute.User, error) {
+	if d.over.Load() {
+		return nil, errOver
+	}
+	return d.world.Accounts(ctx, fingerprint)
+}
+
+// TestOutOfService holds that a gateway which is none any more puts out everybody, and says so to who comes.
+func TestOutOfService(t *testing.T) {
+	w := newWorld(t)
+	alice := newKey(t)
+	owner := w.user("alice")
+	w.container("a1b2c3d4", owner, w.key(owner, alice))
+	d := &endable{world: w}
+	subscription := make(chan compute.Event)
+	changes := func() (<-chan compute.Event, func()) {
+		if d.over.Load() {
+			return w.subscribe()
+		}
+		return subscription, func() {}
+	}
+	g := startGateway(t, Options{Directory: d, Changes: changes, Lobby: holdLobby})
+	idle := g.dial(t, "a1b2c3d4", alice)
+	e := endOfSession(t, g.dial(t, "alice", alice), "hold", func() {
+		d.over.Store(true)
+		close(subscription)
+	})
+	e.check(t, "taken out of service")
+	within(t, 2*time.Second, "the one in a container closes", func() { _ = idle.Wait() })
+	if said := banners(t, g, "alice", alice); !slices.Equal(said, []string{compute.UserMessage(errOver) + "\r\n"}) {
+		t.Errorf("who comes is told %q", said)
 	}
 }

@@ -45,6 +45,8 @@ type conn struct {
 	pre     gossh.ServerPreAuthConn
 	backlog *backlog
 
+	apologized bool // of the handshake alone
+
 	mu       sync.Mutex // guards what follows; no I/O under it
 	closed   bool       // no channel is begun any more
 	channels int

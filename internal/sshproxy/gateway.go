@@ -27,7 +27,8 @@ import (
 	"berth/internal/session"
 )
 
-// Directory says who may enter. Both methods leave out disabled users and what is theirs.
+// Directory says who may enter. Both methods leave out disabled users and what is theirs. With words for the
+// client, CodeUnavailable when it cannot say, and CodeForbidden when nobody may be here, those who are in neither.
 type Directory interface {
 	// Target returns a container with the keys that open it; CodeNotFound when there is none.
 	Target(ctx context.Context, id compute.ContainerID) (compute.Target, error)

@@ -46,6 +46,13 @@ func TestIndexesServe(t *testing.T) {
 		"revoke token":    revokeTokenQuery,
 		"forget revoked":  forgetRevokedQuery,
 		"use token":       useTokenQuery,
+		"gateway":         queryGateway,
+		"gateway named":   queryInForce,
+		"boxes after":     queryContainersAfter,
+		"shown":           queryShown,
+		"users after":     queryUsersAfter,
+		"keys of range":   queryKeysOfRange,
+		"event at":        queryEventAt,
 	} {
 		args := make([]any, 20)
 		n := strings.Count(query, "?")

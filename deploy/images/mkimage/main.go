@@ -2,8 +2,9 @@
 // root file system from the mirrors that this machine uses, and one pass over its tar makes an OCI archive of one
 // uncompressed layer. It needs no registry and no daemon. An archive whose inputs have not changed is left as it is.
 //
-// A recipe is a folder with any of: packages (one a line), customize (run as root with the root's path), rootfs/
-// (copied over it) and config.json (the image's run configuration). Later recipes add to earlier ones.
+// A recipe is a folder with any of: packages (one a line), rootfs/ (copied over the empty root), extract and customize (run
+// as root with the root's path, before the first package is installed and after the last) and config.json (the image's run
+// configuration). Later recipes add to earlier ones.
 package main
 
 import (

@@ -93,23 +93,22 @@ func (r *recipe) mmdebstrap(acquire []string) []string {
 	args := []string{
 		"--variant=minbase", "--format=tar", "--include=" + strings.Join(r.packages, ","),
 		"--dpkgopt=force-unsafe-io", // a build that a crash interrupts is done again
+		// Or usrmerge is installed to merge them, with the parts of Perl that it needs.
+		"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
 	}
 	for _, line := range acquire {
 		args = append(args, "--aptopt="+line)
 	}
 	for _, dir := range r.dirs {
-		// mmdebstrap unpacks the essential packages itself, and leaves out only what these options say.
-		options, _ := filepath.Glob(filepath.Join(dir, "rootfs/etc/dpkg/dpkg.cfg.d/*")) // the pattern is a good one
-		for _, path := range options {
-			args = append(args, "--dpkgopt="+path)
-		}
 		if _, err := os.Stat(filepath.Join(dir, "rootfs")); err == nil {
 			args = append(args, "--setup-hook=umask 022; cp --recursive --no-preserve=mode,ownership "+quote(dir+"/rootfs/.")+` "$1"`)
 		}
 	}
-	for _, dir := range r.dirs {
-		if _, err := os.Stat(filepath.Join(dir, "customize")); err == nil {
-			args = append(args, "--customize-hook=umask 022; "+quote(dir+"/customize")+` "$1"`)
+	for _, hook := range []string{"extract", "customize"} {
+		for _, dir := range r.dirs {
+			if _, err := os.Stat(filepath.Join(dir, hook)); err == nil {
+				args = append(args, "--"+hook+"-hook=umask 022; "+quote(dir+"/"+hook)+` "$1"`)
+			}
 		}
 	}
 	return append(args, suite, "-", "-")

@@ -4,6 +4,8 @@ CREATE INDEX container_keys_by_key ON container_keys (key, owner);
 
 CREATE INDEX containers_without_slot ON containers (owner) WHERE slot IS NULL AND desired <> 'deleted';
 
+CREATE UNIQUE INDEX gateways_in_force ON gateways (name) WHERE revoked_at IS NULL;
+
 CREATE INDEX identities_of_user ON identities (user);
 
 CREATE INDEX ssh_keys_by_fingerprint ON ssh_keys (fingerprint, owner);
@@ -75,6 +77,14 @@ CREATE TABLE events (
     status         TEXT    NOT NULL DEFAULT '',
     status_message TEXT    NOT NULL DEFAULT ''
 , token TEXT NOT NULL DEFAULT '') STRICT;
+
+CREATE TABLE gateways (
+    fingerprint TEXT    PRIMARY KEY CHECK (fingerprint <> ''),
+    name        TEXT    NOT NULL CHECK (name <> ''),
+    created_at  INTEGER NOT NULL,
+    seen_at     INTEGER,
+    revoked_at  INTEGER
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE identities (
     issuer     TEXT    NOT NULL CHECK (issuer <> ''),
@@ -186,6 +196,12 @@ CREATE TRIGGER containers_storage_is_remembered BEFORE UPDATE OF storage_made ON
 WHEN OLD.storage_made = 1 AND NEW.storage_made = 0
 BEGIN
     SELECT RAISE(ABORT, 'storage that was made is never forgotten');
+END;
+
+CREATE TRIGGER gateways_revoked_is_final BEFORE UPDATE OF revoked_at ON gateways
+WHEN OLD.revoked_at IS NOT NULL AND OLD.revoked_at IS NOT NEW.revoked_at
+BEGIN
+    SELECT RAISE(ABORT, 'a revoked credential stays revoked');
 END;
 
 CREATE TRIGGER tokens_revoked_is_final BEFORE UPDATE OF revoked_at ON tokens

@@ -1,0 +1,98 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+
+	"berth/internal/compute"
+	"berth/internal/link"
+)
+
+// What the link has in the data directory: the control plane's authority over credentials, where gateways of this machine
+// find it, and the credential that one on this directory takes.
+const (
+	linkAuthority   = "link_ca.pem"
+	linkSocket      = "link.sock"
+	localCredential = "link_gateway.pem"
+	localGateway    = "local"
+)
+
+// openLink makes the control plane's side of the link. A gateway of this data directory needs no settings if local is true;
+// others come to the address that is set. Without either there is no link.
+func (b *berth) openLink(ctx context.Context, local bool) error {
+	if !local && b.cfg.LinkAddress == "" {
+		return nil
+	}
+	authority, err := link.OpenAuthority(b.files.path(linkAuthority))
+	if err != nil {
+		return err
+	}
+	server, err := link.NewServer(link.ServerOptions{
+		Source: b.store, Authority: authority, MaxStale: b.cfg.MaxStale, Log: b.log.With("part", "link"),
+	})
+	if err != nil {
+		return err
+	}
+	var listeners []net.Listener
+	if local {
+		if err := b.keepLocalCredential(ctx, authority); err != nil {
+			return err
+		}
+		l, err := listenSocket(b.cfg.DataDir, linkSocket)
+		if err != nil {
+			return err
+		}
+		b.onClose(func() error { return errors.Join(closed(l.Close()), removeQuietly(b.files.path(linkSocket))) })
+		listeners = append(listeners, l)
+	}
+	if b.cfg.LinkAddress != "" {
+		l, err := b.listenTCP("link-address", b.cfg.LinkAddress)
+		if err != nil {
+			return err
+		}
+		b.linkAddr = l.Addr().String()
+		b.log.Info("gateways may come", "link_address", b.linkAddr)
+		listeners = append(listeners, l)
+	}
+	b.link.Store(server)
+	for _, l := range listeners {
+		b.links = append(b.links, edge{func() error { return server.Serve(l) }, server.Shutdown})
+	}
+	return nil
+}
+
+// keepLocalCredential sees to it that the file of the local gateway's credential is one that was stored. A credential that
+// was revoked is not replaced: that would undo what an operator did.
+func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authority) error {
+	path := b.files.path(localCredential)
+	if c, err := link.ReadCredential(path); err == nil {
+		g, err := b.store.Gateway(ctx, c.Fingerprint)
+		switch {
+		case err == nil && g.Revoked():
+			b.log.Warn("the credential of this directory's gateway was revoked; remove it to have another", "file", path)
+			return nil
+		case err == nil && !authority.Issued(c):
+			b.log.Warn("the credential of this directory's gateway is replaced: the authority is another", "file", path)
+		case err == nil, compute.CodeOf(err) != compute.CodeNotFound:
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		b.log.Warn("the credential of this directory's gateway is replaced", "err", err)
+	}
+	if _, err := b.store.RevokeGateway(ctx, localGateway); err != nil && compute.CodeOf(err) != compute.CodeNotFound {
+		return err
+	}
+	text, fingerprint, err := authority.Issue(localGateway)
+	if err != nil {
+		return err
+	}
+	// The file first: one that is not stored is replaced at the next start.
+	if err := (invoker{}).writeFile(path, string(text), 0o600); err != nil {
+		return fmt.Errorf("write the local gateway's credential: %w", err)
+	}
+	_, err = b.store.AddGateway(ctx, localGateway, fingerprint)
+	return err
+}
