@@ -388,6 +388,9 @@ type TokenRequest struct {
 // ContainerID defines model for ContainerID.
 type ContainerID = string
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // IfMatch defines model for IfMatch.
 type IfMatch = string
 
@@ -418,10 +421,24 @@ type Unavailable = Problem
 // UnsupportedMedia What every error looks like (RFC 9457).
 type UnsupportedMedia = Problem
 
+// CreateContainerParams defines parameters for CreateContainer.
+type CreateContainerParams struct {
+	// IdempotencyKey A name for this request that you make up, such as a UUID. For 24 hours a repetition of it does nothing, and is
+	// answered as the first, with `Idempotency-Replayed: true`. One that was refused may come again.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ChangeContainerParams defines parameters for ChangeContainer.
 type ChangeContainerParams struct {
 	// IfMatch The `ETag` that the container must have, or several of them with commas between, or `*` (RFC 9110).
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AddIngressRuleParams defines parameters for AddIngressRule.
+type AddIngressRuleParams struct {
+	// IdempotencyKey A name for this request that you make up, such as a UUID. For 24 hours a repetition of it does nothing, and is
+	// answered as the first, with `Idempotency-Replayed: true`. One that was refused may come again.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // SetContainerKeysParams defines parameters for SetContainerKeys.
@@ -440,6 +457,13 @@ type OpenTerminalParams struct {
 
 	// Rows The terminal's height in lines.
 	Rows *int `form:"rows,omitempty" json:"rows,omitempty"`
+}
+
+// AddSSHKeyParams defines parameters for AddSSHKey.
+type AddSSHKeyParams struct {
+	// IdempotencyKey A name for this request that you make up, such as a UUID. For 24 hours a repetition of it does nothing, and is
+	// answered as the first, with `Idempotency-Replayed: true`. One that was refused may come again.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // WatchContainersParams defines parameters for WatchContainers.

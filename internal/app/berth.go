@@ -202,10 +202,10 @@ func (b *berth) openEvents(ctx context.Context, src event.Source) error {
 // openAPI makes the REST server, on l.
 func (b *berth) openAPI(l net.Listener) {
 	c := httpapi.Config{
-		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(),
+		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(), Once: b.store,
 		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
-		MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
+		RequestsPerSecond: b.cfg.RequestsPerSecond, MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
 		Ready: b.ready.Check, Observe: b.observeAnswer,
 	}
 	if b.link.Load() != nil {

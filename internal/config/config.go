@@ -66,6 +66,7 @@ type Config struct {
 
 	ContainersPerUser int `koanf:"containers-per-user" help:"containers that one user may have"`
 	KeysPerUser       int `koanf:"keys-per-user" help:"SSH keys that one user may have"`
+	RequestsPerSecond int `koanf:"requests-per-second" help:"API requests that one user may send, on average; ten times as many at once; 0 for no bound"`
 	FeedClients       int `koanf:"feed-clients" help:"clients of the live feed"`
 	FeedsPerUser      int `koanf:"feed-clients-per-user" help:"clients of the live feed that one user may have"`
 
@@ -89,7 +90,7 @@ func Default() Config {
 		OIDC:     []string{},
 		MaxStale: 24 * time.Hour,
 		TokenTTL: 24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
-		FeedClients: 10_000, FeedsPerUser: 100,
+		RequestsPerSecond: 50, FeedClients: 10_000, FeedsPerUser: 100,
 		DrainTimeout: 15 * time.Second,
 		LogLevel:     "info", LogFormat: "text",
 	}
@@ -248,6 +249,9 @@ func (c Config) Validate() error {
 	}
 	if c.KeysPerUser < 1 || c.KeysPerUser > 1000 {
 		bad("keys-per-user", "choose from 1 to 1000")
+	}
+	if c.RequestsPerSecond < 0 || c.RequestsPerSecond > 1_000_000 {
+		bad("requests-per-second", "it is from 0 to 1000000, and %d was given", c.RequestsPerSecond)
 	}
 	if c.FeedClients < 1 || c.FeedClients > 1_000_000 || c.FeedsPerUser < 1 || c.FeedsPerUser > c.FeedClients {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")

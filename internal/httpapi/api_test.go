@@ -180,7 +180,7 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 	a.bob, a.bobToken = a.account("bob")
 
 	c := Config{
-		Service: service, Verifier: a.verifiers(), Tokens: a.tokens.Authority, Events: bus, Zone: zone,
+		Service: service, Verifier: a.verifiers(), Tokens: a.tokens.Authority, Events: bus, Once: a.store, Zone: zone,
 		Log: slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 
@@ -38,6 +39,9 @@ func (s *Server) admit(ctx context.Context, c *fiber.Ctx, scope auth.Scope, wher
 		return credential{}, err
 	}
 	r.grant, r.user, r.tokenID = g, g.User, g.TokenID
+	if err := s.pace.take(g.User, time.Now(), &c.Response().Header); err != nil {
+		return credential{}, err
+	}
 	if scope != anyScope && !g.Allows(scope) {
 		err := compute.Errorf(compute.CodeForbidden, "This token is not for that; it needs the scope %s.", scope)
 		return credential{}, err

@@ -305,6 +305,7 @@ func TestFeedMissesEvents(t *testing.T) {
 // story is what one client has seen, held against what it may see.
 type story struct {
 	at   map[compute.ContainerID]condition
+	lost func() bool         // a client fell behind, as some do on a busy machine, and was told a list in place of what it missed
 	last compute.ContainerID // the one of that name
 }
 
@@ -324,10 +325,10 @@ func (s *story) hear(m saying) error {
 		for _, c := range list {
 			now := condition{c.Status, c.StatusMessage}
 			before, known := s.at[c.ID]
-			if s.at != nil && known && now != before {
+			if s.at != nil && known && now != before && !s.lost() {
 				return fmt.Errorf("a list moves %s from %v to %v", c.ID, before, now)
 			}
-			if s.at != nil && !known && now.status != compute.StatusPending {
+			if s.at != nil && !known && now.status != compute.StatusPending && !s.lost() {
 				return fmt.Errorf("%s begins as %s", c.ID, now.status)
 			}
 			if c.Status != compute.StatusRunning && c.MemoryUsedMB != 0 {
@@ -367,7 +368,7 @@ func TestFeedOrder(t *testing.T) {
 		for range watchers {
 			w := a.watch(token)
 			clients.Go(func() error {
-				var s story
+				s := story{lost: func() bool { return a.server.Feeds().Relisted > 0 }}
 				for !s.over() {
 					m, err := w.read()
 					if err == nil {

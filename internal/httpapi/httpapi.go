@@ -71,12 +71,13 @@ type Gateways interface {
 	Unacknowledged(ctx context.Context) []string
 }
 
-// Config is what a Server is made of. Service, Verifier, Tokens, Events and Zone are required; zero elsewhere takes the default.
+// Config is what a Server is made of. Service, Verifier, Tokens, Events, Once and Zone are required; zero elsewhere takes the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
 	Tokens   Tokens
 	Events   Events
+	Once     Once
 	Gateways Gateways // nil where there are none but this process's own
 	Zone     string
 	Log      *slog.Logger
@@ -91,6 +92,8 @@ type Config struct {
 	MaxFeeds        int // feed clients; one more is told 503
 	MaxFeedsPerUser int // of one account; one more is told 429
 	feedTimes       feedTimes
+
+	RequestsPerSecond int // of one account, on average; 0: no bound
 
 	MaxConns       int           // open connections; one more is told 503 and closed
 	ReadTimeout    time.Duration // for one request, headers and body
@@ -120,6 +123,7 @@ type Server struct {
 	verifier   Verifier
 	tokens     Tokens
 	events     Events
+	saved      Once
 	gateways   Gateways
 	zone       string
 	origins    origins
@@ -129,6 +133,7 @@ type Server struct {
 	ready      func(context.Context) error
 	observe    func(Observation)
 	tickets    *tickets
+	pace       *pace
 	feeds      *feeds
 
 	writeBuffers sync.Pool // of WebSockets
@@ -149,12 +154,12 @@ type Server struct {
 // New returns a Server. It does no I/O.
 func New(c Config) *Server {
 	s := &Server{
-		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, gateways: c.Gateways,
+		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, saved: c.Once, gateways: c.Gateways,
 		zone: c.Zone, log: c.Log,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
-		tickets: newTickets(time.Now),
-		ready:   c.Ready, observe: c.Observe,
+		tickets: newTickets(time.Now), pace: newPace(c.RequestsPerSecond),
+		ready: c.Ready, observe: c.Observe,
 	}
 	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
@@ -193,7 +198,7 @@ func (s *Server) routes() {
 	s.app.Get("/docs", serveForm(pageForm))
 
 	s.handle(fiber.MethodGet, "/compute/containers", auth.ScopeContainersRead, s.listContainers)
-	s.handle(fiber.MethodPost, "/compute/containers", auth.ScopeContainersWrite, s.createContainer)
+	s.handle(fiber.MethodPost, "/compute/containers", auth.ScopeContainersWrite, s.once(s.createContainer))
 	s.handle(fiber.MethodGet, "/compute/containers/:id", auth.ScopeContainersRead, s.getContainer)
 	s.handle(fiber.MethodPatch, "/compute/containers/:id", auth.ScopeContainersWrite, s.changeContainer)
 	s.handle(fiber.MethodDelete, "/compute/containers/:id", auth.ScopeContainersWrite, s.deleteContainer)
@@ -204,7 +209,7 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ssh-keys", auth.ScopeContainersRead, s.getContainerKeys)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/ssh-keys", auth.ScopeContainersWrite, s.putContainerKeys)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/ingress", auth.ScopeContainersRead, s.listIngress)
-	s.handle(fiber.MethodPost, "/compute/containers/:id/ingress", auth.ScopeContainersWrite, s.addIngress)
+	s.handle(fiber.MethodPost, "/compute/containers/:id/ingress", auth.ScopeContainersWrite, s.once(s.addIngress))
 	s.handle(fiber.MethodDelete, "/compute/containers/:id/ingress/:port", auth.ScopeContainersWrite, s.deleteIngress)
 	s.handle(fiber.MethodGet, "/compute/containers/:id/mounts", auth.ScopeContainersRead, s.getMounts)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/mounts", auth.ScopeContainersWrite, s.putMounts)
@@ -212,7 +217,7 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/instance-types", auth.ScopeContainersRead, s.listInstanceTypes)
 
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
-	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.addKey)
+	s.handle(fiber.MethodPost, "/compute/ssh-keys", auth.ScopeKeysWrite, s.once(s.addKey))
 	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
 
 	s.tokenRoutes()
@@ -232,7 +237,7 @@ type answer struct {
 
 // handle registers f for principals whose token has scope, and for requests that are as the document says.
 func (s *Server) handle(
-	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, compute.Principal) (answer, error),
+	method, path string, scope auth.Scope, f handler,
 ) {
 	described := describe(method, path)
 	checked := func(ctx context.Context, c *fiber.Ctx) (answer, error) {

@@ -120,7 +120,9 @@ func (s *Server) fail(fctx *fasthttp.RequestCtx, err error) {
 			h.Set("WWW-Authenticate", text)
 		}
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
-		h.Set("Retry-After", retryAfter)
+		if len(h.Peek("Retry-After")) == 0 { // or it is known better
+			h.Set("Retry-After", retryAfter)
+		}
 	}
 	if p.Status >= http.StatusInternalServerError {
 		p.RequestID = r.id

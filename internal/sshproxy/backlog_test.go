@@ -21,6 +21,9 @@ func TestTinyPacketsAreBounded(t *testing.T) {
 	const limit = 16 << 20
 	h := newHarbour(t, Options{Limits: Limits{Backlog: limit, BacklogTimeout: 3 * time.Second}})
 	c := loggedInRaw(t, h.gatewayUnderTest, "aaaaaaaa", h.key)
+	if err := c.nc.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil { // half a million packets, a system call each
+		t.Fatal(err)
+	}
 	const sessions = 4
 	for i := range uint32(sessions) {
 		if err := c.write(openMessage("session", i, 1<<20)); err != nil {

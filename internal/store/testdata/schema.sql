@@ -6,6 +6,10 @@ CREATE INDEX containers_without_slot ON containers (owner) WHERE slot IS NULL AN
 
 CREATE UNIQUE INDEX gateways_in_force ON gateways (name) WHERE revoked_at IS NULL;
 
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+
+CREATE INDEX idempotency_keys_of_owner ON idempotency_keys (owner, created_at);
+
 CREATE INDEX identities_of_user ON identities (user);
 
 CREATE INDEX ssh_keys_by_fingerprint ON ssh_keys (fingerprint, owner);
@@ -84,6 +88,18 @@ CREATE TABLE gateways (
     created_at  INTEGER NOT NULL,
     seen_at     INTEGER,
     revoked_at  INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE idempotency_keys (
+    owner      INTEGER NOT NULL REFERENCES users (id),
+    key        TEXT    NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    request    BLOB    NOT NULL CHECK (length(request) = 32),
+    created_at INTEGER NOT NULL,
+    status     INTEGER,
+    location   TEXT,
+    body       BLOB,
+    PRIMARY KEY (owner, key),
+    CHECK ((status IS NULL) = (body IS NULL))
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE identities (
