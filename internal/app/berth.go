@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"berth/internal/auth"
@@ -29,6 +28,7 @@ import (
 	"berth/internal/httpapi"
 	"berth/internal/link"
 	"berth/internal/lobby"
+	"berth/internal/monitor"
 	"berth/internal/route"
 	"berth/internal/session"
 	"berth/internal/sshproxy"
@@ -51,9 +51,6 @@ var (
 	_ auth.Keys          = (*store.Store)(nil)
 	_ lobby.Service      = (*control.Service)(nil)
 )
-
-// shutdownTimeout bounds a graceful stop: then what still serves is cut off.
-const shutdownTimeout = 15 * time.Second
 
 // edge is a server that clients reach.
 type edge struct {
@@ -80,12 +77,16 @@ type berth struct {
 	control   *control.Service
 	hostKeys  []ssh.Signer
 	linkAddr  string // where gateways of other machines come; empty where none may
+	metrics   *monitor.Metrics
+	ready     *monitor.Readiness
+	adminAddr net.Addr // nil where there is none
 
-	edges   []edge                        // what clients reach
-	links   []edge                        // what gateways reach
-	tasks   []func(context.Context) error // what ends together with them
-	inner   []func(context.Context) error // what they need: it ends after them
-	closers []func() error                // run in reverse
+	edges     []edge                        // what clients reach
+	links     []edge                        // what gateways reach: they end after what may revoke something
+	lastEdges []edge                        // what must still answer while those end
+	tasks     []func(context.Context) error // what ends together with them
+	inner     []func(context.Context) error // what they need: it ends after them
+	closers   []func() error                // run in reverse
 }
 
 func (b *berth) onClose(f func() error) { b.closers = append(b.closers, f) }
@@ -180,8 +181,9 @@ func (b *berth) openEngine(ctx context.Context, p *progress) error {
 	b.onClose(b.engine.Close)
 	b.control = control.New(control.Config{
 		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(),
-		Zone: b.cfg.Zone, Log: b.log.With("part", "control"),
+		Zone: b.cfg.Zone, Log: b.log.With("part", "control"), Observer: b.observer(),
 	})
+	b.watchControl(b.control)
 	b.inner = append(b.inner, b.control.Run)
 	return nil
 }
@@ -204,11 +206,13 @@ func (b *berth) openAPI(l net.Listener) {
 		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
 		RequestsPerSecond: b.cfg.RequestsPerSecond, MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
+		Ready: b.ready.Check, Observe: b.observeAnswer,
 	}
 	if b.link.Load() != nil {
 		c.Gateways = gateways{b}
 	}
 	api := httpapi.New(c)
+	b.watchFeed(api)
 	b.edges = append(b.edges, edge{func() error { return api.Serve(l) }, api.Shutdown})
 }
 
@@ -248,7 +252,7 @@ func (b *berth) openGateway(
 		return err
 	}
 	sessions := session.New(session.Options{
-		Dialer: dial, Software: "berth " + version.String(), Log: b.log.With("part", "session"),
+		Dialer: meteredDialer{dial, b.metrics.Dial}, Software: "berth " + version.String(), Log: b.log.With("part", "session"),
 	})
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
 	gateway, err := sshproxy.New(sshproxy.Options{
@@ -259,6 +263,7 @@ func (b *berth) openGateway(
 	if err != nil {
 		return err
 	}
+	b.watchGateway(gateway, sessions)
 	shutdown := func(ctx context.Context) error { return errors.Join(gateway.Shutdown(ctx), sessions.Close(ctx)) }
 	b.edges = append(b.edges, edge{func() error { return gateway.Serve(l) }, shutdown})
 	b.inner = append(b.inner, keepHeap)
@@ -317,37 +322,6 @@ func hostTypes() []compute.InstanceType {
 		types[i].Architecture = architecture
 	}
 	return types
-}
-
-// serve lets all parts work until ctx ends or one of them fails, then ends them in order: first what lets clients in, then
-// what they need. ready is called once everything serves.
-func (b *berth) serve(ctx context.Context, ready func(context.Context) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	innerCtx, stopInner := context.WithCancel(context.WithoutCancel(ctx)) // outlives the clients
-	defer stopInner()
-	for _, run := range b.inner {
-		g.Go(func() error { return run(innerCtx) })
-	}
-	for _, e := range b.edges {
-		g.Go(e.serve)
-	}
-	for _, run := range b.tasks {
-		g.Go(func() error { return run(ctx) })
-	}
-	g.Go(func() error { return ready(ctx) })
-	g.Go(func() error {
-		<-ctx.Done()
-		b.log.Info("stopping")
-		deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		var errs []error
-		for _, e := range b.edges {
-			errs = append(errs, e.shutdown(deadline))
-		}
-		stopInner()
-		return errors.Join(errs...)
-	})
-	return g.Wait()
 }
 
 // listenTCP opens a socket that is closed at the latest with everything else.

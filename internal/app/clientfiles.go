@@ -19,6 +19,7 @@ import (
 type Ready struct {
 	APIURL  string `json:"api_url"`
 	SSHAddr string `json:"ssh_addr,omitempty"`
+	Admin   string `json:"admin_url,omitempty"`
 	Zone    string `json:"zone"`
 	User    string `json:"user"`
 	PID     int    `json:"pid"`

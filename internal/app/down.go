@@ -80,6 +80,15 @@ func removeData(dir string) error {
 	names = append(names, "commits") // of versions before the link
 	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
 	var errs []error
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, e := range entries {
+		if e.Name() == stagingDir || strings.HasPrefix(e.Name(), replacedDirs) { // of restores
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
 	for _, n := range names {
 		errs = append(errs, removeQuietly(filepath.Join(dir, n)))
 	}

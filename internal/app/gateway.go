@@ -42,6 +42,9 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		return err
 	}
 	b.onClose(lock.release)
+	if err := b.openMonitor(); err != nil {
+		return err
+	}
 	gateway, err := b.listenTCP("ssh-addr", c.SSHAddr)
 	if err != nil {
 		return err
@@ -49,6 +52,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	log := b.log.With("part", "link")
 	replica := link.OpenReplica(b.files.path(replicaFile), link.ReplicaOptions{MaxStale: c.MaxStale, Log: log})
 	b.onClose(replica.Close)
+	b.watchReplica(replica)
 	client := link.NewClient(link.ClientOptions{Replica: replica, Credential: b.readCredential, Dial: b.dialLink, Log: log})
 	b.inner = append(b.inner, client.Run)
 	dialer, err := containerd.NewDialer(c.DataDir)

@@ -42,6 +42,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := b.openVerifiers(); err != nil {
 		return err
 	}
+	if err := b.openMonitor(); err != nil {
+		return err
+	}
+	b.watchDatabase(b.store)
 	// The sockets before the rest, so that a port that is taken is known before anything slow begins.
 	api, err := b.listenTCP("http-addr", c.HTTPAddr)
 	if err != nil {
@@ -73,7 +77,6 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		return err
 	}
 	b.openAPI(api)
-	b.edges = append(b.edges, b.links...) // they end after what may revoke something
 	if withGateway {
 		if err := b.openGateway(gateway, b.store, b.changes, b.engine, b.control); err != nil {
 			return err
@@ -101,6 +104,9 @@ func (b *berth) announce(api, gateway net.Listener, a admin, out io.Writer, took
 	r := Ready{APIURL: "http://" + dialable(api.Addr()), Zone: b.cfg.Zone, User: a.user.Username, PID: os.Getpid()}
 	if gateway != nil {
 		r.SSHAddr = dialable(gateway.Addr())
+	}
+	if b.adminAddr != nil {
+		r.Admin = "http://" + dialable(b.adminAddr)
 	}
 	if gateway != nil && a.user.ID != 0 {
 		if err := b.files.writeSSH(b.cfg.Zone, gateway.Addr(), a.user.Username, b.hostKeys, a.identities); err != nil {

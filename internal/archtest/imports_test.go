@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"internal/event":   {"internal/compute"},
 	"internal/link":    {"internal/compute"},
 	"internal/route":   {"internal/compute"},
+	"internal/monitor": {"internal/compute"},
 	"internal/session": {"internal/compute", "internal/agentproto"},
 
 	"internal/containerd": {"internal/compute"},
@@ -76,6 +77,7 @@ var onlyUser = map[string]string{
 	"k8s.io/client-go":                 "internal/k8s",
 	"modernc.org/sqlite":               "internal/store",
 	"github.com/jackc/pgx":             "internal/store",
+	"github.com/VictoriaMetrics":       "internal/monitor",
 }
 
 // neverIn names modules that a program must not hold, however far below: the agent runs in every container, and what reads

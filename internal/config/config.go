@@ -70,6 +70,10 @@ type Config struct {
 	FeedClients       int `koanf:"feed-clients" help:"clients of the live feed"`
 	FeedsPerUser      int `koanf:"feed-clients-per-user" help:"clients of the live feed that one user may have"`
 
+	AdminAddr    string        `koanf:"admin-addr" help:"address for metrics and profiles, host:port, for operators alone; empty: none"`
+	DrainDelay   time.Duration `koanf:"drain-delay" help:"how long /readyz says so before a stop begins, for load balancers"`
+	DrainTimeout time.Duration `koanf:"drain-timeout" help:"how long a stop waits for requests that are under way"`
+
 	LogLevel  string `koanf:"log-level" help:"debug, info, warn or error"`
 	LogFormat string `koanf:"log-format" help:"text or json"`
 	AllowHTTP bool   `koanf:"allow-plain-http" help:"permit http-addr beyond loopback although it is not encrypted"`
@@ -87,7 +91,8 @@ func Default() Config {
 		MaxStale: 24 * time.Hour,
 		TokenTTL: 24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
 		RequestsPerSecond: 50, FeedClients: 10_000, FeedsPerUser: 100,
-		LogLevel: "info", LogFormat: "text",
+		DrainTimeout: 15 * time.Second,
+		LogLevel:     "info", LogFormat: "text",
 	}
 }
 
@@ -251,6 +256,7 @@ func (c Config) Validate() error {
 	if c.FeedClients < 1 || c.FeedClients > 1_000_000 || c.FeedsPerUser < 1 || c.FeedsPerUser > c.FeedClients {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
 	}
+	c.checkOperations(bad)
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		bad("log-format", "choose text or json")
 	}

@@ -32,15 +32,17 @@ type loop struct {
 	passes chan struct{} // holds one for each pass under way
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards all below; never held over I/O
-	ctx   context.Context
-	items map[compute.ContainerID]*item
-	owned map[compute.UserID]chan struct{} // holds one for each pass under way over an owner's containers
+	mu       sync.Mutex // guards all below; never held over I/O
+	ctx      context.Context
+	watching bool // the engine has listed its containers and goes on to tell of them
+	items    map[compute.ContainerID]*item
+	owned    map[compute.UserID]chan struct{} // holds one for each pass under way over an owner's containers
 }
 
 // item is what the loop knows of one container.
 type item struct {
 	active bool                    // a goroutine works on it
+	since  time.Time               // it is active
 	dirty  bool                    // it must look again
 	cancel context.CancelCauseFunc // ends the pass under way
 	aim    int64                   // the generation that the pass under way drives to; 0 before it knows
@@ -79,6 +81,9 @@ func (l *loop) run(ctx context.Context) error {
 			retry.Reset()
 			l.synced(ctx, mark)
 		})
+		l.mu.Lock()
+		l.watching = false
+		l.mu.Unlock()
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -151,7 +156,7 @@ func (l *loop) start(id compute.ContainerID, it *item) {
 	default:
 	}
 	if !it.active {
-		it.active = true
+		it.active, it.since = true, time.Now()
 		l.wg.Go(func() { l.work(l.ctx, id, it) })
 	}
 }
@@ -190,7 +195,7 @@ func (l *loop) synced(ctx context.Context, mark uint64) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ctx = ctx
+	l.ctx, l.watching = ctx, true
 	for id, it := range l.items {
 		if it.seenMark != mark {
 			it.seen = compute.Observation{}
@@ -232,10 +237,12 @@ func (l *loop) work(ctx context.Context, id compute.ContainerID, it *item) {
 		}
 		if err == nil {
 			it.active, it.failures = false, 0
+			since := it.since
 			if done {
 				delete(l.items, id)
 			}
 			l.mu.Unlock()
+			l.s.observer.settled(since)
 			return
 		}
 		it.failures++
@@ -280,6 +287,7 @@ func (l *loop) pass(ctx context.Context, id compute.ContainerID, it *item) (done
 	seen, seq, failures := it.seen, it.seenSeq, it.failures
 	l.mu.Unlock()
 
+	began := time.Now()
 	phase, err := l.s.reconcile(ctx, id, seen, failures, func(generation int64) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -291,6 +299,7 @@ func (l *loop) pass(ctx context.Context, id compute.ContainerID, it *item) (done
 	if err != nil && context.Cause(ctx) == errSuperseded {
 		err = errSuperseded
 	}
+	l.s.observer.passed(began, err)
 
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -26,6 +26,8 @@ type rig struct {
 	who   compute.Principal
 	key   int64
 	stop  func()
+
+	observer control.Observer
 }
 
 // inRig runs f with the loop running.
@@ -58,7 +60,7 @@ func inRig(t *testing.T, f func(t *testing.T, r *rig)) {
 func (r *rig) start() {
 	r.svc = control.New(control.Config{
 		Store: r.store, Engine: r.eng, Limits: compute.DefaultLimits(), Types: compute.DefaultInstanceTypes(),
-		Zone: "compute.localhost",
+		Zone: "compute.localhost", Observer: r.observer,
 	})
 	ctx, cancel := context.WithCancel(r.t.Context())
 	ended := make(chan error)

@@ -14,14 +14,15 @@ import (
 	"berth/internal/compute"
 )
 
-// Config is what a Service is made of. All fields but Log are required.
+// Config is what a Service is made of. All fields but Log and Observer are required.
 type Config struct {
-	Store  Store
-	Engine Engine
-	Limits compute.Limits
-	Types  []compute.InstanceType
-	Zone   string // DNS zone of the hostnames
-	Log    *slog.Logger
+	Store    Store
+	Engine   Engine
+	Limits   compute.Limits
+	Types    []compute.InstanceType
+	Zone     string // DNS zone of the hostnames
+	Log      *slog.Logger
+	Observer Observer
 }
 
 // Service is the control plane's use cases. Its methods may be called concurrently; Run must be running for desired state to
@@ -35,13 +36,15 @@ type Service struct {
 	zone   string
 	log    *slog.Logger
 	loop   *loop
+
+	observer Observer
 }
 
 // New returns a Service. It does no I/O.
 func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, engine: c.Engine, limits: c.Limits, order: c.Types, zone: c.Zone,
-		types: make(map[string]compute.InstanceType), log: c.Log,
+		types: make(map[string]compute.InstanceType), log: c.Log, observer: c.Observer,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

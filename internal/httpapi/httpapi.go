@@ -86,6 +86,9 @@ type Config struct {
 	AllowedOrigins []string // of other web pages that may use it with a user's session
 	ExternalIP     string   // the gateway's IPv4, for the feed; empty: unknown
 
+	Ready   func(context.Context) error // what /readyz asks; nil: always ready
+	Observe func(Observation)           // told of every answer; must not block
+
 	MaxFeeds        int // feed clients; one more is told 503
 	MaxFeedsPerUser int // of one account; one more is told 429
 	feedTimes       feedTimes
@@ -127,6 +130,8 @@ type Server struct {
 	externalIP string
 	log        *slog.Logger
 	timeout    time.Duration
+	ready      func(context.Context) error
+	observe    func(Observation)
 	tickets    *tickets
 	pace       *pace
 	feeds      *feeds
@@ -154,6 +159,7 @@ func New(c Config) *Server {
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now), pace: newPace(c.RequestsPerSecond),
+		ready: c.Ready, observe: c.Observe,
 	}
 	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
@@ -185,7 +191,9 @@ func New(c Config) *Server {
 
 // routes lists the API, as api/openapi.yaml describes it. What is below /compute is behind a token that has the scope.
 func (s *Server) routes() {
+	s.app.Use(s.noteRoute)
 	s.app.Get("/healthz", func(c *fiber.Ctx) error { return c.SendString("ok") })
+	s.app.Get("/readyz", s.readyz)
 	s.app.Get("/openapi.json", serveForm(documentForm))
 	s.app.Get("/docs", serveForm(pageForm))
 

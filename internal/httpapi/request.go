@@ -28,6 +28,8 @@ type request struct {
 
 	grant auth.Grant // what the request's credential proves, once it has
 
+	route string // the pattern that took the request; empty while none has
+
 	// For the log. The token itself is nowhere here.
 	user      compute.UserID
 	tokenID   string
@@ -113,16 +115,19 @@ func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 		}
 	}
 
+	s.tell(fctx, r)
 	status := fctx.Response.StatusCode()
 	path := string(fctx.URI().PathOriginal()) // never the query, which may hold a token
 	level := slog.LevelInfo
 	switch {
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
+	case isProbe(path):
+		level = slog.LevelDebug
 	case status > http.StatusInternalServerError:
 		level = slog.LevelWarn
-	case path == "/healthz", r.user == 0:
-		level = slog.LevelDebug // probes, and what anybody may send as often as they like
+	case r.user == 0:
+		level = slog.LevelDebug // what anybody may send as often as they like
 	}
 	if !s.log.Enabled(r.ctx, level) {
 		return

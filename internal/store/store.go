@@ -102,11 +102,19 @@ func (s *Store) open(ctx context.Context, path string) error {
 	if err := inspect(ctx, s.db, path); err != nil {
 		return err
 	}
-	if s.writer, err = sql.Open("sqlite", writerDSN(path)); err != nil {
-		return cannotOpen(path, err)
+	if s.writer, err = openWriter(path); err != nil {
+		return err
 	}
-	s.writer.SetMaxOpenConns(1)
 	return s.migrate(ctx, path)
+}
+
+func openWriter(path string) (*sql.DB, error) {
+	db, err := sql.Open("sqlite", writerDSN(path))
+	if err != nil {
+		return nil, cannotOpen(path, err)
+	}
+	db.SetMaxOpenConns(1)
+	return db, nil
 }
 
 // OpenReadOnly opens the database at path, which must be of this version's schema, to read alone. It may be open elsewhere

@@ -1,0 +1,113 @@
+package app
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"berth/internal/compute"
+	"berth/internal/control"
+	"berth/internal/httpapi"
+	"berth/internal/link"
+	"berth/internal/monitor"
+	"berth/internal/session"
+	"berth/internal/sshproxy"
+	"berth/internal/version"
+)
+
+// openMonitor makes what counts and what is asked whether this process is ready, and serves both where there is an address
+// for that.
+func (b *berth) openMonitor() error {
+	log := b.log.With("part", "monitor")
+	b.metrics, b.ready = monitor.NewMetrics(version.String()), monitor.NewReadiness(log)
+	if b.cfg.AdminAddr == "" {
+		return nil
+	}
+	l, err := b.listenTCP("admin-addr", b.cfg.AdminAddr)
+	if err != nil {
+		return err
+	}
+	b.adminAddr = l.Addr()
+	server := monitor.NewServer(b.metrics, b.ready, log)
+	b.lastEdges = append(b.lastEdges, edge{func() error { return server.Serve(l) }, server.Shutdown})
+	log.Info("metrics and profiles", "addr", l.Addr())
+	return nil
+}
+
+// database is what tells whether there is one.
+type database interface {
+	LastEvent(ctx context.Context) (int64, error)
+}
+
+// watchDatabase has readiness depend on db.
+func (b *berth) watchDatabase(db database) {
+	b.ready.Add("the database does not answer", func(ctx context.Context) error {
+		_, err := db.LastEvent(ctx)
+		return err
+	})
+}
+
+// watchReplica has readiness depend on what a gateway knows of the control plane's state.
+func (b *berth) watchReplica(r *link.Replica) {
+	b.ready.Add("it does not know who may enter, or has not heard of the control plane for too long", func(ctx context.Context) error {
+		_, err := r.Accounts(ctx, "") // of nobody's key: what matters is that it answers
+		return err
+	})
+}
+
+// observer measures the reconcile loop.
+func (b *berth) observer() control.Observer {
+	return control.Observer{Passed: b.metrics.Pass, Settled: b.metrics.Settled}
+}
+
+// watchControl counts what the control plane has to do, and has readiness depend on its engine.
+func (b *berth) watchControl(s *control.Service) {
+	b.ready.Add("the containers' engine does not answer", func(context.Context) error { return s.Ready() })
+	gauge := func(name string, read func(control.Backlog) float64) {
+		b.metrics.Gauge(name, func() float64 { return read(s.Backlog()) })
+	}
+	gauge("berth_reconcile_backlog", func(b control.Backlog) float64 { return float64(b.Containers) })
+	gauge("berth_reconcile_failing", func(b control.Backlog) float64 { return float64(b.Failing) })
+	gauge("berth_reconcile_passes", func(b control.Backlog) float64 { return float64(b.Passes) })
+	gauge("berth_reconcile_oldest_seconds", func(b control.Backlog) float64 { return b.Oldest.Seconds() })
+}
+
+// observeAnswer measures the API.
+func (b *berth) observeAnswer(o httpapi.Observation) {
+	b.metrics.Request(o.Method, o.Route, o.Status, o.Took)
+}
+
+// watchFeed counts the clients of the live feed.
+func (b *berth) watchFeed(api *httpapi.Server) {
+	b.metrics.Gauge("berth_feed_clients", func() float64 { return float64(api.Feeds().Clients) })
+	b.metrics.Counts("berth_feed_dropped_total", func() []monitor.Count {
+		f := api.Feeds()
+		return []monitor.Count{
+			{Labels: `{reason="slow"}`, Value: f.Slow},
+			{Labels: `{reason="silent"}`, Value: f.Silent},
+			{Labels: `{reason="token"}`, Value: f.Forbidden},
+		}
+	})
+	b.metrics.Counts("berth_feed_refused_total", func() []monitor.Count { return []monitor.Count{{Value: api.Feeds().Refused}} })
+	b.metrics.Counts("berth_feed_relisted_total", func() []monitor.Count { return []monitor.Count{{Value: api.Feeds().Relisted}} })
+}
+
+// watchGateway counts who is in.
+func (b *berth) watchGateway(g *sshproxy.Gateway, m *session.Multiplexer) {
+	b.metrics.Gauge("berth_ssh_connections", func() float64 { return float64(g.Connections()) })
+	b.metrics.Gauge("berth_sessions", func() float64 { return float64(g.Sessions()) })
+	b.metrics.Gauge("berth_agent_connections", func() float64 { return float64(m.Transports()) })
+}
+
+// meteredDialer measures how agents are reached.
+type meteredDialer struct {
+	session.Dialer
+	observe func(took time.Duration, err error)
+}
+
+func (d meteredDialer) DialAgent(ctx context.Context, r compute.Ref) (net.Conn, error) {
+	began := time.Now()
+	nc, err := d.Dialer.DialAgent(ctx, r)
+	d.observe(time.Since(began), err)
+	return nc, err
+}

@@ -1,0 +1,133 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"berth/internal/compute"
+)
+
+// Identity is what tells one database from another, and one life of it from the next.
+type Identity struct {
+	Installation string
+	Epoch        int64
+	Schema       int64
+}
+
+// Identify looks at the database at path, of whatever schema, and changes nothing in it.
+func Identify(ctx context.Context, path string) (Identity, error) {
+	r, err := openToCopy(ctx, path)
+	if err != nil {
+		return Identity{}, err
+	}
+	id, err := r.identity(ctx, path)
+	return id, errors.Join(err, r.Close())
+}
+
+// Backup writes the database at path, of whatever schema, into a new file at copyTo: its state of one moment, while others go
+// on to read and write it.
+func Backup(ctx context.Context, path, copyTo string) (Identity, error) {
+	r, err := openToCopy(ctx, path)
+	if err != nil {
+		return Identity{}, err
+	}
+	err = r.copyTo(ctx, copyTo)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return Identity{}, err
+	}
+	return Identify(ctx, copyTo) // which also checks the copy
+}
+
+func openToCopy(ctx context.Context, path string) (*Reader, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, compute.Internal("open the database", err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return nil, cannotOpen(path, err)
+	}
+	db, err := sql.Open("sqlite", dsn(path, url.Values{"mode": {"ro"}})) // VACUUM INTO fails where all is query_only
+	if err != nil {
+		return nil, cannotOpen(path, err)
+	}
+	r := &Reader{db: db}
+	if err := inspect(ctx, r.db, path); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+func (r *Reader) identity(ctx context.Context, path string) (id Identity, err error) {
+	if id.Schema, err = r.version(ctx); err != nil {
+		return id, cannotOpen(path, err)
+	}
+	if id.Schema == 0 {
+		return id, compute.Errorf(compute.CodeConflict, "%s is empty: no Berth has started on it.", path)
+	}
+	err = r.db.QueryRowContext(ctx, `SELECT id, epoch FROM installation`).Scan(&id.Installation, &id.Epoch)
+	if err != nil {
+		return id, cannotOpen(path, err)
+	}
+	return id, nil
+}
+
+// copyTo makes the file first, so that nobody else can ever read it: SQLite takes an empty one.
+func (r *Reader) copyTo(ctx context.Context, path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("make the copy: %w", err)
+	}
+	if err := f.Close(); err != nil { // before SQLite opens it: see touch
+		return fmt.Errorf("make the copy: %w", err)
+	}
+	if _, err := r.db.ExecContext(ctx, `VACUUM INTO ?`, path); err != nil {
+		return mapError(ctx, "copy the database", err)
+	}
+	return syncFile(path)
+}
+
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Renew makes a copy of a database ready to take the database's place: it brings its schema up to date, and begins an epoch
+// that is over the copy's and at least least, so that numbers of events from before the copy is used compare with none after.
+func Renew(ctx context.Context, path string, least int64) (id Identity, err error) {
+	if _, err := Identify(ctx, path); err != nil { // Open would take an empty file, and make a new database of it
+		return Identity{}, err
+	}
+	s, err := Open(ctx, path, Options{})
+	if err != nil {
+		return Identity{}, err
+	}
+	err = s.write(ctx, "begin an epoch", func(t *tx) error {
+		return t.one(`UPDATE installation SET epoch = max(epoch + 1, ?)`, least)
+	})
+	if err == nil {
+		id, err = s.identity(ctx, path)
+	}
+	return id, errors.Join(err, s.Close(), syncFile(path)) // whoever closes last leaves nothing beside the file
+}
+
+// Settle folds what a database's log holds into its one file. Nobody else may have it open. It changes neither content nor
+// schema.
+func Settle(ctx context.Context, path string) error {
+	s := &Store{opt: Options{}.withDefaults()}
+	var err error
+	if s.Reader, err = openToCopy(ctx, path); err != nil {
+		return err
+	}
+	if s.writer, err = openWriter(path); err == nil {
+		_, err = s.writer.ExecContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	}
+	return errors.Join(mapError(ctx, "fold the log in", err), s.Close())
+}
