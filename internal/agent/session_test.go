@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 	case os.Args[0] == "berth-boot":
 		err = bootMain(os.Args[1:])
 	default:
+		agent.DefaultSignals() // as cmd/agent does: nohup ignores what tests send
 		code := m.Run()
 		_ = os.RemoveAll(built.dir)
 		if err := goleak.Find(); code == 0 && err != nil {
