@@ -58,6 +58,7 @@ func (b *berth) openLink(ctx context.Context, local bool) error {
 		listeners = append(listeners, l)
 	}
 	b.link.Store(server)
+	b.watchLink(server, b.store)
 	for _, l := range listeners {
 		b.links = append(b.links, edge{func() error { return server.Serve(l) }, server.Shutdown})
 	}

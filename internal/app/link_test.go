@@ -27,7 +27,7 @@ func openPlane(t *testing.T, cfg config.Config) (b *berth, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.openLink(t.Context(), true); err != nil {
+	if err := errors.Join(b.openMonitor(), b.openLink(t.Context(), true)); err != nil {
 		t.Fatal(err)
 	}
 	var g errgroup.Group
@@ -132,6 +132,23 @@ func TestLinkOfTwoProcesses(t *testing.T) {
 		if !slices.Contains(u.Unacknowledged, name) && (err != nil || len(list) > 0) {
 			t.Errorf("%s has acknowledged, and the key is of %+v, %v", name, list, err)
 		}
+	}
+	last, err := plane.store.LastEvent(within)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if late, err := plane.link.Load().Unacknowledged(within, last); err != nil || len(late) > 0 {
+		t.Errorf("after %v these have not acknowledged: %q, %v", patience, late, err)
+	}
+	var figures strings.Builder
+	plane.metrics.Write(&figures)
+	for _, want := range []string{"berth_link_gateways 2\n", "berth_link_lag_events 0\n", "berth_link_dropped_total 0\n"} {
+		if !strings.Contains(figures.String(), want) {
+			t.Errorf("no %q in the metrics", want)
+		}
+	}
+	if age := farReplica.Age(); age < 0 || age > patience {
+		t.Errorf("a gateway that is connected heard its control plane %v ago", age)
 	}
 	endFar()
 	if u, err = plane.operator.SetUserDisabled(within, "alice", false); err != nil || len(u.Unacknowledged) > 0 {

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"math"
 	"net"
 	"time"
 
@@ -47,8 +48,32 @@ func (b *berth) watchDatabase(db database) {
 	})
 }
 
-// watchReplica has readiness depend on what a gateway knows of the control plane's state.
+// watchLink counts the gateways that follow, and how far they are behind what was committed.
+func (b *berth) watchLink(s *link.Server, db database) {
+	b.metrics.Gauge("berth_link_gateways", func() float64 { return float64(len(s.Connected())) })
+	b.metrics.Gauge("berth_link_lag_events", func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+		defer cancel()
+		gateways := s.Connected() // before what is newest, or one might be ahead of it
+		newest, err := db.LastEvent(ctx)
+		if err != nil {
+			return math.NaN()
+		}
+		lag := int64(0)
+		for _, g := range gateways {
+			lag = max(lag, newest-g.Seq)
+		}
+		return float64(lag)
+	})
+	b.metrics.Counts("berth_link_dropped_total", func() []monitor.Count { return []monitor.Count{{Value: s.Dropped()}} })
+}
+
+// scrapeTimeout bounds what one figure may wait for.
+const scrapeTimeout = time.Second
+
+// watchReplica measures how old a gateway's knowledge of the control plane's state is, and has readiness depend on it.
 func (b *berth) watchReplica(r *link.Replica) {
+	b.metrics.Gauge("berth_link_age_seconds", func() float64 { return r.Age().Seconds() })
 	b.ready.Add("it does not know who may enter, or has not heard of the control plane for too long", func(ctx context.Context) error {
 		_, err := r.Accounts(ctx, "") // of nobody's key: what matters is that it answers
 		return err

@@ -132,6 +132,14 @@ func (r *Replica) stale() bool {
 	return wall > r.opt.MaxStale || now.Sub(r.heard) > r.opt.MaxStale || now.Sub(r.heard) < -clockSlack
 }
 
+// Age is how long ago the control plane was last heard from, by the clock that says more.
+func (r *Replica) Age() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.opt.Now()
+	return max(now.Round(0).Sub(r.heard.Round(0)), now.Sub(r.heard))
+}
+
 // Target returns a container with the keys that open it, of which only ids and fingerprints are known here; CodeNotFound
 // when there is none or its owner is disabled.
 func (r *Replica) Target(_ context.Context, id compute.ContainerID) (compute.Target, error) {
