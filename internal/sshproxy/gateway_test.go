@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	agent.DefaultSignals() // as cmd/agent does
 	goleak.VerifyTestMain(m)
 }
 
