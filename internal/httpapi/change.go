@@ -21,10 +21,8 @@ func (s *Server) changeContainer(ctx context.Context, c *fiber.Ctx, p compute.Pr
 	return s.one(ctx, c, p, s.changeTo(c, compute.ContainerChange{Name: r.Name, MemoryMB: r.MemoryMB, StorageGB: r.StorageGB}))
 }
 
-// changeTo is for one: it makes the change if the request's conditions hold.
-func (s *Server) changeTo(c *fiber.Ctx, change compute.ContainerChange) func(
-	context.Context, compute.Principal, compute.ContainerID,
-) (control.ContainerView, error) {
+// changeTo makes the change if the request's conditions hold.
+func (s *Server) changeTo(c *fiber.Ctx, change compute.ContainerChange) onContainer {
 	return func(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error) {
 		m, err := ifMatch(c)
 		if err != nil {
@@ -51,19 +49,11 @@ func (s *Server) putContainerKeys(ctx context.Context, c *fiber.Ctx, p compute.P
 }
 
 // keysOf answers with the keys of the container that the path names, after f.
-func keysOf(
-	ctx context.Context, c *fiber.Ctx, p compute.Principal,
-	f func(context.Context, compute.Principal, compute.ContainerID) (control.ContainerView, error),
-) (answer, error) {
-	id, err := containerID(c)
+func keysOf(ctx context.Context, c *fiber.Ctx, p compute.Principal, f onContainer) (answer, error) {
+	v, err := named(ctx, c, p, f)
 	if err != nil {
 		return answer{}, err
 	}
-	v, err := f(ctx, p, id)
-	if err != nil {
-		return answer{}, err
-	}
-	setETag(c, v.Container)
 	return answer{http.StatusOK, openapi.ContainerKeys{SSHKeyIDs: v.SSHKeyIDs}}, nil
 }
 

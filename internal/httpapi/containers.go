@@ -78,20 +78,28 @@ func (s *Server) stopContainer(ctx context.Context, c *fiber.Ctx, p compute.Prin
 	return a, err
 }
 
-// one answers with the container that the path names, after f.
-func (s *Server) one(
-	ctx context.Context, c *fiber.Ctx, p compute.Principal,
-	f func(context.Context, compute.Principal, compute.ContainerID) (control.ContainerView, error),
-) (answer, error) {
+// onContainer does something with one of a principal's containers.
+type onContainer func(context.Context, compute.Principal, compute.ContainerID) (control.ContainerView, error)
+
+// named calls f with the container that the path names.
+func named(ctx context.Context, c *fiber.Ctx, p compute.Principal, f onContainer) (control.ContainerView, error) {
 	id, err := containerID(c)
 	if err != nil {
-		return answer{}, err
+		return control.ContainerView{}, err
 	}
 	v, err := f(ctx, p, id)
+	if err == nil {
+		setETag(c, v.Container)
+	}
+	return v, err
+}
+
+// one answers with the container that the path names, after f.
+func (s *Server) one(ctx context.Context, c *fiber.Ctx, p compute.Principal, f onContainer) (answer, error) {
+	v, err := named(ctx, c, p, f)
 	if err != nil {
 		return answer{}, err
 	}
-	setETag(c, v.Container)
 	return answer{http.StatusOK, s.container(v)}, nil
 }
 
