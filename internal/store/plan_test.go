@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"berth/internal/compute"
 )
 
 // Every query that runs for a login, a request or a pass of the loop is served by an index: none reads a whole table, and
@@ -46,6 +48,12 @@ func TestIndexesServe(t *testing.T) {
 		"revoke token":    revokeTokenQuery,
 		"forget revoked":  forgetRevokedQuery,
 		"use token":       useTokenQuery,
+		"prune audit":     pruneAuditOf,
+		"count audit":     countAudit,
+		"count owners":    countAuditOwners,
+		"audit of owner":  plan(compute.AuditQuery{Owner: 1, Before: 7}),
+		"audit of box":    plan(compute.AuditQuery{Container: "a1b2c3d4"}),
+		"audit onwards":   plan(compute.AuditQuery{After: 7, OldestFirst: true}),
 	} {
 		args := make([]any, 20)
 		n := strings.Count(query, "?")
@@ -81,6 +89,11 @@ func TestIndexesServe(t *testing.T) {
 			t.Errorf("%s: no plan", name)
 		}
 	}
+}
+
+func plan(q compute.AuditQuery) string {
+	query, _ := auditQuery(q)
+	return query
 }
 
 // harmlessScan says whether a step reads a small computed set from end to end, or a partial index that is made of nothing
