@@ -38,6 +38,7 @@ func (s *Server) admit(ctx context.Context, c *fiber.Ctx, scope auth.Scope, wher
 		return credential{}, err
 	}
 	r.grant, r.user, r.tokenID = g, g.User, g.TokenID
+	actsBy(ctx, g)
 	if scope != anyScope && !g.Allows(scope) {
 		err := compute.Errorf(compute.CodeForbidden, "This token is not for that; it needs the scope %s.", scope)
 		return credential{}, err

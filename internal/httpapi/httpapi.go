@@ -61,12 +61,16 @@ type Events interface {
 	Subscribe(owner compute.UserID, buffer int) *event.Subscription
 }
 
-// Config is what a Server is made of. Service, Verifier, Tokens, Events and Zone are required; zero elsewhere takes the default.
+// Config is what a Server is made of. Service, Verifier, Tokens, Events, Audit and Zone are required; zero elsewhere takes the
+// default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
 	Tokens   Tokens
 	Events   Events
+	Audit    Audit
+	Record   func(compute.AuditRecord) // takes what the store does not record with a change, and never waits; nil drops it
+	Gateway  string                    // the name of this process in audit records
 	Zone     string
 	Log      *slog.Logger
 
@@ -106,6 +110,9 @@ type Server struct {
 	verifier   Verifier
 	tokens     Tokens
 	events     Events
+	audit      Audit
+	record     func(compute.AuditRecord)
+	gateway    string
 	zone       string
 	origins    origins
 	externalIP string
@@ -133,6 +140,7 @@ type Server struct {
 func New(c Config) *Server {
 	s := &Server{
 		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, zone: c.Zone, log: c.Log,
+		audit: c.Audit, record: c.Record, gateway: c.Gateway,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now),
@@ -140,6 +148,9 @@ func New(c Config) *Server {
 	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.record == nil {
+		s.record = func(compute.AuditRecord) {}
 	}
 	s.conns = newConnSet(cmp.Or(c.MaxConns, defaultMaxConns), s.log)
 	s.base, s.end = context.WithCancelCause(context.Background())
@@ -190,6 +201,7 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
 
 	s.tokenRoutes()
+	s.handle(fiber.MethodGet, "/compute/audit", auth.ScopeAuditRead, s.listAuditRecords)
 
 	// These authenticate by themselves.
 	s.open(fiber.MethodPost, "/compute/session", s.openSession)
@@ -209,7 +221,7 @@ func (s *Server) handle(
 	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, compute.Principal) (answer, error),
 ) {
 	described := describe(method, path)
-	checked := func(ctx context.Context, c *fiber.Ctx) (answer, error) {
+	checked := s.audited(described, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
 		p, err := s.authenticate(ctx, c, scope)
 		if err != nil {
 			return answer{}, err
@@ -218,7 +230,7 @@ func (s *Server) handle(
 			return answer{}, err
 		}
 		return f(ctx, c, p)
-	}
+	})
 	s.add(method, path, checked)
 	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
 		s.add(fiber.MethodHead, path, checked)
@@ -228,7 +240,9 @@ func (s *Server) handle(
 // open registers f, which lets in whom it likes, and then checks what it is asked.
 func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx, operation) (answer, error)) {
 	described := describe(method, path)
-	s.add(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) { return f(ctx, c, described) })
+	s.add(method, path, s.audited(described, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
+		return f(ctx, c, described)
+	}))
 }
 
 func (s *Server) add(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {

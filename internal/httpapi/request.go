@@ -113,6 +113,7 @@ func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 		}
 	}
 
+	s.recordStranger(fctx, r)
 	status := fctx.Response.StatusCode()
 	path := string(fctx.URI().PathOriginal()) // never the query, which may hold a token
 	level := slog.LevelInfo
