@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"berth/internal/audit"
 	"berth/internal/auth"
 	"berth/internal/compute"
 	"berth/internal/config"
@@ -45,6 +46,10 @@ var (
 	_ auth.Ledger        = (*store.Store)(nil)
 	_ auth.Directory     = (*store.Store)(nil)
 	_ auth.Keys          = (*store.Store)(nil)
+	_ audit.Store        = (*store.Store)(nil)
+	_ audit.Sink         = (*store.Store)(nil)
+	_ audit.Sink         = (*audit.File)(nil)
+	_ httpapi.Audit      = (*store.Store)(nil)
 	_ lobby.Service      = (*control.Service)(nil)
 )
 
@@ -71,6 +76,7 @@ type berth struct {
 	authority *auth.Authority
 	verifiers *auth.Verifiers
 	operator  Operator
+	audit     auditing
 	engine    *containerd.Engine
 	control   *control.Service
 	hostKeys  []ssh.Signer
@@ -95,7 +101,7 @@ func (b *berth) close() error {
 
 // openState opens what the operator's commands need: the lock, the database and the signing key.
 func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth, err error) {
-	b := &berth{cfg: c, log: log}
+	b := &berth{cfg: c, log: log, audit: newAuditing()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
@@ -115,7 +121,9 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 	if err := touch(b.files.path(commitsFile)); err != nil {
 		return nil, err
 	}
-	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{OnCommit: b.tellAll, Log: log})
+	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{
+		OnCommit: b.tellAll, OnAudit: b.audit.hint.Give, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -125,9 +133,12 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.authority = auth.New(key, c.Zone, b.store)
-	b.operator = local{
-		users: control.Users{Store: b.store, Limits: c.Limits()},
-		store: b.store, tokens: b.authority, close: b.close,
+	b.operator = audited{
+		Operator: local{
+			users: control.Users{Store: b.store, Limits: c.Limits()},
+			store: b.store, tokens: b.authority, close: b.close,
+		},
+		store: b.store, gateway: b.audit.gateway, invoker: b.in.name,
 	}
 	return b, nil
 }
@@ -215,6 +226,7 @@ func (b *berth) openEvents(ctx context.Context, src event.Source) error {
 func (b *berth) openAPI(l net.Listener) {
 	api := httpapi.New(httpapi.Config{
 		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(),
+		Audit: b.store, Record: b.audit.queue.Record, Gateway: b.audit.gateway,
 		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
 		MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
@@ -261,8 +273,9 @@ func (b *berth) openGateway(l net.Listener, dir sshproxy.Directory, dial session
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
 	gateway, err := sshproxy.New(sshproxy.Options{
 		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: sessions, Changes: b.changes,
-		Lobby: func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
-		Log:   b.log.With("part", "ssh"),
+		Record: b.audit.queue.Record,
+		Lobby:  func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
+		Log:    b.log.With("part", "ssh"),
 	})
 	if err != nil {
 		return err

@@ -23,7 +23,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := needRoot(); err != nil {
 		return err
 	}
-	b := &berth{cfg: c, log: newLogger(c, out)}
+	b := &berth{cfg: c, log: newLogger(c, out), audit: newAuditing()}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if b.in, err = findInvoker(); err != nil {
 		return err
@@ -54,6 +54,9 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		return err
 	}
 	if err := b.watchCommits(); err != nil {
+		return err
+	}
+	if err := b.openGatewayAudit(); err != nil {
 		return err
 	}
 	dialer, err := containerd.NewDialer(c.DataDir)

@@ -90,6 +90,7 @@ type operatorCall struct {
 	Name     string   `json:"name,omitempty"`
 	Scopes   []string `json:"scopes,omitempty"`
 	ID       string   `json:"id,omitempty"`
+	Invoker  string   `json:"invoker,omitempty"` // the login name of who calls
 }
 
 type operatorError struct {
@@ -113,7 +114,7 @@ func operatorHandler(o Operator, log *slog.Logger) http.Handler {
 			if err != nil {
 				err = compute.Errorf(compute.CodeInvalid, "That is not a request of berth's operator commands.")
 			} else {
-				answer, err = f(r.Context(), call)
+				answer, err = f(withInvoker(r.Context(), call.Invoker), call)
 			}
 			w.Header().Set("Content-Type", "application/json")
 			if err != nil {
@@ -156,8 +157,9 @@ func listenOperator(dir string) (net.Listener, error) {
 
 // remote is the Operator of a process beside the one that has the database open.
 type remote struct {
-	client *http.Client
-	dir    *os.File
+	client  *http.Client
+	dir     *os.File
+	invoker string
 }
 
 func dialOperator(dir string) (Operator, error) {
@@ -165,8 +167,12 @@ func dialOperator(dir string) (Operator, error) {
 	if err != nil {
 		return nil, err
 	}
+	in, err := findInvoker()
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
 	dialer := net.Dialer{}
-	return remote{dir: d, client: &http.Client{Transport: &http.Transport{
+	return remote{dir: d, invoker: in.name, client: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), operatorSocket))
 		},
@@ -179,6 +185,7 @@ func (r remote) Close() error {
 }
 
 func (r remote) call(ctx context.Context, name string, c operatorCall, answer any) error {
+	c.Invoker = r.invoker
 	body, err := json.Marshal(c)
 	if err != nil {
 		return err

@@ -65,6 +65,9 @@ type Config struct {
 	FeedClients       int `koanf:"feed-clients" help:"clients of the live feed"`
 	FeedsPerUser      int `koanf:"feed-clients-per-user" help:"clients of the live feed that one user may have"`
 
+	AuditDays    int `koanf:"audit-days" help:"days for which audit records are kept"`
+	AuditRecords int `koanf:"audit-records" help:"audit records that are kept at most, a third of them each of changes, of logins and sessions, and of refusals"`
+
 	LogLevel  string `koanf:"log-level" help:"debug, info, warn or error"`
 	LogFormat string `koanf:"log-format" help:"text or json"`
 	AllowHTTP bool   `koanf:"allow-plain-http" help:"permit http-addr beyond loopback although it is not encrypted"`
@@ -81,6 +84,7 @@ func Default() Config {
 		OIDC:     []string{},
 		TokenTTL: 24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
 		FeedClients: 10_000, FeedsPerUser: 100,
+		AuditDays: 90, AuditRecords: 300_000,
 		LogLevel: "info", LogFormat: "text",
 	}
 }
@@ -231,6 +235,12 @@ func (c Config) Validate() error {
 	}
 	if c.FeedClients < 1 || c.FeedClients > 1_000_000 || c.FeedsPerUser < 1 || c.FeedsPerUser > c.FeedClients {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
+	}
+	if c.AuditDays < 1 || c.AuditDays > 3650 {
+		bad("audit-days", "choose from 1 to 3650")
+	}
+	if c.AuditRecords < 3000 || c.AuditRecords > 30_000_000 {
+		bad("audit-records", "choose from 3000 to 30000000")
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		bad("log-format", "choose text or json")
