@@ -70,7 +70,7 @@ func TestOperatorIsAudited(t *testing.T) {
 	}
 	<-served
 
-	list, err := b.store.Audit(ctx, compute.AuditQuery{OldestFirst: true, Limit: 100})
+	list, _, err := b.store.Audit(ctx, compute.AuditQuery{OldestFirst: true, Limit: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestOperatorIsAudited(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	own, err := b.store.Audit(ctx, compute.AuditQuery{Owner: u.ID, Limit: 100})
+	own, _, err := b.store.Audit(ctx, compute.AuditQuery{Owner: u.ID, Limit: 100})
 	if err != nil || len(own) != 5 {
 		t.Errorf("%d concern ada, %v", len(own), err)
 	}

@@ -10,7 +10,7 @@ import (
 
 // Store is where records are kept, by number.
 type Store interface {
-	Audit(ctx context.Context, q compute.AuditQuery) ([]compute.AuditRecord, error)
+	Audit(ctx context.Context, q compute.AuditQuery) (list []compute.AuditRecord, next int64, err error)
 	LastAudit(ctx context.Context) (int64, error)
 	PruneAudit(ctx context.Context, keep compute.AuditRetention) (more bool, err error)
 }
@@ -70,7 +70,7 @@ func copyNew(ctx context.Context, s Store, f *File, log *slog.Logger) error {
 	}
 	for {
 		at = f.Last()
-		list, err := s.Audit(ctx, compute.AuditQuery{After: at, OldestFirst: true, Limit: maxBatch})
+		list, _, err := s.Audit(ctx, compute.AuditQuery{After: at, OldestFirst: true, Limit: maxBatch})
 		if err != nil || len(list) == 0 {
 			return err
 		}

@@ -108,7 +108,7 @@ func TestPrune(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	list, err := s.Audit(t.Context(), compute.AuditQuery{Limit: 10})
+	list, _, err := s.Audit(t.Context(), compute.AuditQuery{Limit: 10})
 	if err != nil || len(list) != 1 || list[0].Seq != 2501 {
 		t.Errorf("%+v %v", list, err)
 	}

@@ -95,8 +95,10 @@ func (c *rpc) list(ctx context.Context) ([]*containers.Container, error) {
 	}
 }
 
-func marshalSpec(s *specs.Spec) (*anypb.Any, error)                { return marshalJSON("Spec", s) }
-func marshalResources(r *specs.LinuxResources) (*anypb.Any, error) { return marshalJSON("LinuxResources", r) }
+func marshalSpec(s *specs.Spec) (*anypb.Any, error) { return marshalJSON("Spec", s) }
+func marshalResources(r *specs.LinuxResources) (*anypb.Any, error) {
+	return marshalJSON("LinuxResources", r)
+}
 
 // marshalJSON is for the types of the OCI runtime specification, which containerd knows by these names.
 func marshalJSON(name string, v any) (*anypb.Any, error) {

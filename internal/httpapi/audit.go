@@ -17,8 +17,8 @@ import (
 
 // Audit shows who did what.
 type Audit interface {
-	// Audit returns the records that q selects.
-	Audit(ctx context.Context, q compute.AuditQuery) ([]compute.AuditRecord, error)
+	// Audit returns records that q selects, and the number from which to go on; 0 when there are no more.
+	Audit(ctx context.Context, q compute.AuditQuery) (list []compute.AuditRecord, next int64, err error)
 	// UserByName returns an account; CodeNotFound when there is none.
 	UserByName(ctx context.Context, username string) (compute.User, error)
 }
@@ -131,18 +131,11 @@ func (s *Server) listAuditRecords(ctx context.Context, c *fiber.Ctx, p compute.P
 	if err != nil {
 		return answer{}, err
 	}
-	page := q.Limit
-	q.Limit++ // to know whether there are more
-	list, err := s.audit.Audit(ctx, q)
+	list, next, err := s.audit.Audit(ctx, q)
 	if err != nil {
 		return answer{}, err
 	}
-	var out openapi.AuditRecordList
-	if len(list) > page {
-		list = list[:page]
-		out.Next = list[page-1].Seq
-	}
-	out.Records = make([]openapi.AuditRecord, len(list))
+	out := openapi.AuditRecordList{Records: make([]openapi.AuditRecord, len(list)), Next: next}
 	for i, r := range list {
 		out.Records[i] = openapi.NewAuditRecord(r)
 	}

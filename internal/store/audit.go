@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -94,37 +96,100 @@ func (s *Store) AppendAudit(ctx context.Context, records []compute.AuditRecord) 
 	})
 }
 
-// Audit returns the records that q selects, the newest first unless it says otherwise.
-func (r *Reader) Audit(ctx context.Context, q compute.AuditQuery) ([]compute.AuditRecord, error) {
-	query, args := auditQuery(q)
-	list, err := collect(ctx, r.db, scanAudit, query, args...)
-	return list, mapError(ctx, "read audit records", err)
+// auditWindow is how many records one question looks at, at most: nobody's question holds up others for long.
+const auditWindow = 20_000
+
+// Audit returns records that q selects, the newest first unless it says otherwise, and from where to go on: there may be more
+// before, or after, the record of that number. It is 0 when there are none. Where few match, a page may have fewer than the
+// limit, or none, and still there are more.
+func (r *Reader) Audit(ctx context.Context, q compute.AuditQuery) (list []compute.AuditRecord, next int64, err error) {
+	return r.auditWithin(ctx, q, auditWindow)
 }
 
-func auditQuery(q compute.AuditQuery) (query string, args []any) {
-	var where []string
-	add := func(given bool, condition string, value any) {
-		if given {
-			where, args = append(where, condition), append(args, value)
+func (r *Reader) auditWithin(
+	ctx context.Context, q compute.AuditQuery, window int,
+) (list []compute.AuditRecord, next int64, err error) {
+	err = r.read(ctx, "read audit records", func(tx querier) error {
+		edge, err := auditEdge(ctx, tx, q, window)
+		if err != nil {
+			return err
 		}
+		query, args := auditQuery(q, edge)
+		if list, err = collect(ctx, tx, scanAudit, query, args...); err != nil {
+			return err
+		}
+		next = edge
+		if len(list) > q.Limit {
+			list = list[:q.Limit]
+			next = list[q.Limit-1].Seq
+		}
+		return nil
+	})
+	return list, next, err
+}
+
+// conditions is a WHERE clause that grows.
+type conditions struct {
+	where []string
+	args  []any
+}
+
+func (c *conditions) add(given bool, condition string, value any) {
+	if given {
+		c.where, c.args = append(c.where, condition), append(c.args, value)
 	}
-	add(q.Owner != 0, "a.owner = ?", q.Owner)
-	add(q.Container != "", "a.container <> '' AND a.container = ?", q.Container) // so that the partial index serves
-	add(q.Action != "", "a.action = ?", q.Action)
-	add(q.Outcome != "", "a.outcome = ?", q.Outcome)
-	add(!q.Since.IsZero(), "a.at >= ?", q.Since.UnixMilli())
-	add(!q.Until.IsZero(), "a.at < ?", q.Until.UnixMilli())
-	add(q.After != 0, "a.seq > ?", q.After)
-	add(q.Before != 0, "a.seq < ?", q.Before)
-	query = selectAudit
-	if len(where) > 0 {
-		query += " WHERE " + strings.Join(where, " AND ")
+}
+
+func (c *conditions) clause(q compute.AuditQuery) string {
+	order := " ORDER BY a.seq DESC"
+	if q.OldestFirst {
+		order = " ORDER BY a.seq"
 	}
-	query += " ORDER BY a.seq"
-	if !q.OldestFirst {
-		query += " DESC"
+	if len(c.where) == 0 {
+		return order
 	}
-	return query + " LIMIT ?", append(args, q.Limit)
+	return " WHERE " + strings.Join(c.where, " AND ") + order
+}
+
+// walk adds what an index serves: what is looked at, in order, until enough of it matches.
+func (c *conditions) walk(q compute.AuditQuery) {
+	c.add(q.Owner != 0, "a.owner = ?", q.Owner)
+	c.add(q.Owner == 0 && q.Container != "", "a.container <> '' AND a.container = ?", q.Container) // for the partial index
+	c.add(q.After != 0, "a.seq > ?", q.After)
+	c.add(q.Before != 0, "a.seq < ?", q.Before)
+}
+
+// auditEdge returns the number of the last record that the question looks at; 0 when it looks at all there are.
+func auditEdge(ctx context.Context, tx querier, q compute.AuditQuery, window int) (edge int64, err error) {
+	if q.Action == "" && q.Outcome == "" && q.Since.IsZero() && q.Until.IsZero() && (q.Owner == 0 || q.Container == "") {
+		return 0, nil // each one that it looks at matches
+	}
+	query, args := auditEdgeQuery(q, window)
+	err = tx.QueryRowContext(ctx, query, args...).Scan(&edge)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return edge, err
+}
+
+func auditEdgeQuery(q compute.AuditQuery, window int) (query string, args []any) {
+	var c conditions
+	c.walk(q)
+	return "SELECT a.seq FROM audit a" + c.clause(q) + " LIMIT 1 OFFSET ?", append(c.args, window-1)
+}
+
+func auditQuery(q compute.AuditQuery, edge int64) (query string, args []any) {
+	var c conditions
+	c.walk(q)
+	c.add(edge != 0 && q.OldestFirst, "a.seq <= ?", edge)
+	c.add(edge != 0 && !q.OldestFirst, "a.seq >= ?", edge)
+	// The plus keeps SQLite from walking the container's index instead, of which the edge says nothing.
+	c.add(q.Owner != 0 && q.Container != "", "+a.container = ?", q.Container)
+	c.add(q.Action != "", "a.action = ?", q.Action)
+	c.add(q.Outcome != "", "a.outcome = ?", q.Outcome)
+	c.add(!q.Since.IsZero(), "a.at >= ?", q.Since.UnixMilli())
+	c.add(!q.Until.IsZero(), "a.at < ?", q.Until.UnixMilli())
+	return selectAudit + c.clause(q) + " LIMIT ?", append(c.args, q.Limit+1) // one more, to know whether there is
 }
 
 func scanAudit(row scanner) (compute.AuditRecord, error) {

@@ -27,7 +27,7 @@ func records(t testing.TB, r *Reader, q compute.AuditQuery) []compute.AuditRecor
 	if q.Limit == 0 {
 		q.Limit = 10_000
 	}
-	list, err := r.Audit(t.Context(), q)
+	list, _, err := r.Audit(t.Context(), q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +216,80 @@ func TestAuditQueries(t *testing.T) {
 	if list[0].Count != 7 || !list[0].Until.Equal(at(5)) {
 		t.Errorf("%+v", list[0])
 	}
+}
+
+// Pages go on from one another, miss nothing and repeat nothing, however few records a question looks at.
+func TestAuditPagesAreComplete(t *testing.T) {
+	s := openNew(t, Options{})
+	rapid.Check(t, func(rt *rapid.T) {
+		if err := s.write(t.Context(), "empty", func(tx *tx) error {
+			_, err := tx.exec(`DELETE FROM audit`)
+			return err
+		}); err != nil {
+			rt.Fatal(err)
+		}
+		var list []compute.AuditRecord
+		for range rapid.IntRange(0, 40).Draw(rt, "records") {
+			list = append(list, compute.AuditRecord{
+				At: time.UnixMilli(rapid.Int64Range(1, 9).Draw(rt, "at")), Action: rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "action"),
+				Outcome:   rapid.SampledFrom([]compute.Outcome{compute.OutcomeAllowed, compute.OutcomeDenied}).Draw(rt, "outcome"),
+				Owner:     compute.UserID(rapid.IntRange(0, 2).Draw(rt, "owner")),
+				Container: rapid.SampledFrom([]compute.ContainerID{"", "a1b2c3d4"}).Draw(rt, "container"),
+			})
+		}
+		if err := s.AppendAudit(t.Context(), list); err != nil {
+			rt.Fatal(err)
+		}
+		q := compute.AuditQuery{
+			Owner: compute.UserID(rapid.IntRange(0, 2).Draw(rt, "of owner")), OldestFirst: rapid.Bool().Draw(rt, "oldest first"),
+			Container: rapid.SampledFrom([]compute.ContainerID{"", "a1b2c3d4"}).Draw(rt, "of container"),
+			Action:    rapid.SampledFrom([]string{"", "a"}).Draw(rt, "of action"),
+			Outcome:   rapid.SampledFrom([]compute.Outcome{"", compute.OutcomeDenied}).Draw(rt, "of outcome"),
+			Limit:     rapid.IntRange(1, 10).Draw(rt, "limit"),
+		}
+		if at := rapid.Int64Range(0, 9).Draw(rt, "since"); at > 0 {
+			q.Since = time.UnixMilli(at)
+		}
+		if at := rapid.Int64Range(0, 9).Draw(rt, "until"); at > 0 {
+			q.Until = time.UnixMilli(at)
+		}
+		window := rapid.IntRange(1, 50).Draw(rt, "window")
+		want := map[int64]bool{}
+		all, _, err := s.Audit(t.Context(), compute.AuditQuery{Limit: 100})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		for _, r := range all {
+			if (q.Owner == 0 || r.Owner == q.Owner) && (q.Container == "" || r.Container == q.Container) &&
+				(q.Action == "" || r.Action == q.Action) && (q.Outcome == "" || r.Outcome == q.Outcome) &&
+				(q.Since.IsZero() || !r.At.Before(q.Since)) && (q.Until.IsZero() || r.At.Before(q.Until)) {
+				want[r.Seq] = true
+			}
+		}
+		last := int64(0)
+		for pages := 0; ; pages++ {
+			page, next, err := s.auditWithin(t.Context(), q, window)
+			if err != nil || len(page) > q.Limit || pages > 100 {
+				rt.Fatalf("page %d: %d records, %v", pages, len(page), err)
+			}
+			for _, r := range page {
+				if !want[r.Seq] || last != 0 && (r.Seq > last) != q.OldestFirst {
+					rt.Fatalf("record %d after %d does not belong there", r.Seq, last)
+				}
+				delete(want, r.Seq)
+				last = r.Seq
+			}
+			if next == 0 {
+				break
+			}
+			if q.Before = next; q.OldestFirst {
+				q.Before, q.After = 0, next
+			}
+		}
+		if len(want) != 0 {
+			rt.Fatalf("the pages of %+v lack %v", q, want)
+		}
+	})
 }
 
 // A record's texts are bounded, at whole characters.

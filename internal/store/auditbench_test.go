@@ -45,7 +45,7 @@ func BenchmarkAudit(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				if _, err := s.Audit(b.Context(), q); err != nil {
+				if _, _, err := s.Audit(b.Context(), q); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -53,6 +53,9 @@ func TestIndexesServe(t *testing.T) {
 		"count owners":    countAuditOwners,
 		"audit of owner":  plan(compute.AuditQuery{Owner: 1, Before: 7}),
 		"audit of box":    plan(compute.AuditQuery{Container: "a1b2c3d4"}),
+		"audit of both":   plan(compute.AuditQuery{Owner: 1, Container: "a1b2c3d4", Action: "x"}),
+		"audit edge":      edgePlan(compute.AuditQuery{Owner: 1, Container: "a1b2c3d4", Action: "x"}),
+		"edge of box":     edgePlan(compute.AuditQuery{Container: "a1b2c3d4", Action: "x"}),
 		"audit onwards":   plan(compute.AuditQuery{After: 7, OldestFirst: true}),
 	} {
 		args := make([]any, 20)
@@ -92,7 +95,12 @@ func TestIndexesServe(t *testing.T) {
 }
 
 func plan(q compute.AuditQuery) string {
-	query, _ := auditQuery(q)
+	query, _ := auditQuery(q, 7)
+	return query
+}
+
+func edgePlan(q compute.AuditQuery) string {
+	query, _ := auditEdgeQuery(q, 10)
 	return query
 }
 
