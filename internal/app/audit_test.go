@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -97,5 +99,24 @@ func TestOperatorIsAudited(t *testing.T) {
 	own, _, err := b.store.Audit(ctx, compute.AuditQuery{Owner: u.ID, Limit: 100})
 	if err != nil || len(own) != 5 {
 		t.Errorf("%d concern ada, %v", len(own), err)
+	}
+}
+
+// What Berth wrote down goes with the rest, and not a file that only looks like it.
+func TestAuditFilesAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{
+		"audit.jsonl", "audit.jsonl.1", "audit.jsonl.4", "gateway-audit.jsonl", "gateway-audit.jsonl.2", "audit.jsonl.mine",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeData(dir); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != "audit.jsonl.mine" {
+		t.Errorf("left are %v, %v", left, err)
 	}
 }

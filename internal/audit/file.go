@@ -51,6 +51,15 @@ func openFile(path string, size int64, keep int) (*File, error) {
 	return f, nil
 }
 
+// Names lists the files that one at path may come to have, itself among them.
+func Names(path string) []string {
+	names := []string{path}
+	for n := range keepFiles {
+		names = append(names, fmt.Sprintf("%s.%d", path, n+1))
+	}
+	return names
+}
+
 func (f *File) aside(n int) string { return fmt.Sprintf("%s.%d", f.path, n) }
 
 // open opens the newest file and returns the number of its last record.
