@@ -48,3 +48,24 @@ func roundGB(gb float64) float64 { return math.Round(gb*1000) / 1000 }
 
 // Time writes a time in RFC 3339 in UTC, to the second. A time.Time would write what is below it too.
 func Time(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// NewAuditRecord returns an audit record as it is shown, in answers and in files alike.
+func NewAuditRecord(r compute.AuditRecord) AuditRecord {
+	shown := AuditRecord{
+		Seq: r.Seq, Time: precise(r.At), Action: r.Action, Outcome: r.Outcome, Code: r.Code,
+		User: r.User, Username: r.Username, Owner: r.Owner, OwnerName: r.OwnerName,
+		Credential: r.Credential, CredentialID: r.CredentialID,
+		Source: r.Source, Via: r.Via, Gateway: r.Gateway, RequestID: r.Request, Container: r.Container, Target: r.Target,
+		Session: r.Session, SessionKind: r.SessionKind, DurationMs: r.Duration.Milliseconds(),
+	}
+	if r.Count > 1 {
+		shown.Count = r.Count
+	}
+	if !r.Until.IsZero() {
+		shown.Until = precise(r.Until)
+	}
+	return shown
+}
+
+// precise writes a time as Time does, to the millisecond: order matters to who reads what happened.
+func precise(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }

@@ -22,6 +22,94 @@ const (
 	FeedStatusTypeContainerStatus FeedStatusType = "container_status"
 )
 
+// Defines values for ListAuditRecordsParamsOutcome.
+const (
+	ListAuditRecordsParamsOutcomeAllowed ListAuditRecordsParamsOutcome = "allowed"
+	ListAuditRecordsParamsOutcomeDenied  ListAuditRecordsParamsOutcome = "denied"
+	ListAuditRecordsParamsOutcomeFailed  ListAuditRecordsParamsOutcome = "failed"
+)
+
+// AuditRecord Something that somebody did, or was refused. What is not known, or has no meaning there, is left out.
+type AuditRecord struct {
+	// Seq Its number, in the order in which records were stored; 0 where a gateway alone wrote it down.
+	Seq int64 `json:"seq"`
+
+	// Time When it happened, in UTC.
+	Time string `json:"time"`
+
+	// Action The operation of this API, whichever way it was asked for; or `login`, `openSSHSession`, `endSSHSession`,
+	// `authenticate` (a token that was refused), `provisionUser`, `createUser`, `disableUser`, `enableUser`,
+	// `loseAuditRecords`.
+	Action string `json:"action"`
+
+	// Outcome `allowed`: it was done. `denied`: who asked may not, or there is no such thing for them. `failed`: who asked may,
+	// and it could not be done.
+	Outcome compute.Outcome `json:"outcome"`
+
+	// Code Why it was not allowed, as `code` of errors.
+	Code compute.Code `json:"code,omitempty"`
+
+	// User The account that acted.
+	User compute.UserID `json:"user,omitempty"`
+
+	// Username Its name.
+	Username string `json:"username,omitempty"`
+
+	// Owner The account that it concerns.
+	Owner compute.UserID `json:"owner,omitempty"`
+
+	// OwnerName Its name.
+	OwnerName string `json:"owner_name,omitempty"`
+
+	// Credential How it was proven who acts, or the proof that was refused: `token`, `ssh_signature`, `shared_secret`, `oidc`,
+	// `ssh_key`, or `operator`.
+	Credential string `json:"credential,omitempty"`
+
+	// CredentialID A token's id, a key's fingerprint, or whose command it was; never a credential itself.
+	CredentialID string `json:"credential_id,omitempty"`
+
+	// Source Address and port that it came from.
+	Source string `json:"source,omitempty"`
+
+	// Via `rest`, `ssh`, `operator`, or `berth` for what nobody asked for.
+	Via string `json:"via"`
+
+	// Gateway The name of the machine that it reached.
+	Gateway string `json:"gateway,omitempty"`
+
+	// RequestID The answer's `X-Request-Id`.
+	RequestID string `json:"request_id,omitempty"`
+
+	// Container The container that it was about.
+	Container compute.ContainerID `json:"container,omitempty"`
+
+	// Target What else it was about: `ssh_key:1`, `token:ID`, `ingress_rule:443`, `user:NAME`, `lobby`.
+	Target string `json:"target,omitempty"`
+
+	// Session Links a session's opening and its end.
+	Session string `json:"session,omitempty"`
+
+	// SessionKind `shell`, `exec`, `sftp`, `subsystem` or `lobby`.
+	SessionKind string `json:"session_kind,omitempty"`
+
+	// DurationMs How long the session was.
+	DurationMs int64 `json:"duration_ms,omitempty"`
+
+	// Count How many there were of these, where several are in one record.
+	Count int64 `json:"count,omitempty"`
+
+	// Until When the last of them was.
+	Until string `json:"until,omitempty"`
+}
+
+// AuditRecordList defines model for AuditRecordList.
+type AuditRecordList struct {
+	Records []AuditRecord `json:"records"`
+
+	// Next `before`, or `after`, for those that follow; absent where there are none.
+	Next int64 `json:"next,omitempty"`
+}
+
 // Code For programs. A code stays as it is; there may come to be others.
 type Code = compute.Code
 
@@ -420,6 +508,39 @@ type Unavailable = Problem
 
 // UnsupportedMedia What every error looks like (RFC 9457).
 type UnsupportedMedia = Problem
+
+// ListAuditRecordsParams defines parameters for ListAuditRecords.
+type ListAuditRecordsParams struct {
+	// User Of the account with that name; anybody's for an administrator.
+	User *string `form:"user,omitempty" json:"user,omitempty"`
+
+	// Container About the container with that `id`, one that is gone too.
+	Container *string `form:"container,omitempty" json:"container,omitempty"`
+
+	// Action With that `action`.
+	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// Outcome With that `outcome`.
+	Outcome *ListAuditRecordsParamsOutcome `form:"outcome,omitempty" json:"outcome,omitempty"`
+
+	// Since From that time on, in RFC 3339.
+	Since *string `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Before that time, in RFC 3339.
+	Until *string `form:"until,omitempty" json:"until,omitempty"`
+
+	// After Newer than the record of that `seq`, the oldest first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// Before Older than the record of that `seq`.
+	Before *int64 `form:"before,omitempty" json:"before,omitempty"`
+
+	// Limit At most so many, from 1 to 1000; 100 where it is left out.
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListAuditRecordsParamsOutcome defines parameters for ListAuditRecords.
+type ListAuditRecordsParamsOutcome string
 
 // CreateContainerParams defines parameters for CreateContainer.
 type CreateContainerParams struct {

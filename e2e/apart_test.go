@@ -146,6 +146,8 @@ func TestRolesApart(t *testing.T) {
 	i.awaitKnown(t, a, id)
 	works("SSH is on again")
 
+	gatewayAudits(t, i, id)
+
 	if err := i.gateway.kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -280,3 +280,27 @@ func (i *instance) memory(t *testing.T) int {
 	}
 	return n
 }
+
+// gatewayAudits checks that a gateway in a process of its own writes down who came.
+func gatewayAudits(t *testing.T, i *instance, id string) {
+	t.Helper()
+	path := filepath.Join(i.data, "gateway-audit.jsonl")
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), `"action":"login","outcome":"allowed"`) && strings.Contains(string(text), `"container":"`+id+`"`) &&
+			strings.Contains(string(text), `"action":"endSSHSession"`) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("the gateway wrote down %s", text)
+		}
+	}
+}

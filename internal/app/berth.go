@@ -19,6 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"berth/internal/audit"
 	"berth/internal/auth"
 	"berth/internal/compute"
 	"berth/internal/config"
@@ -49,6 +50,10 @@ var (
 	_ auth.Ledger        = (*store.Store)(nil)
 	_ auth.Directory     = (*store.Store)(nil)
 	_ auth.Keys          = (*store.Store)(nil)
+	_ audit.Store        = (*store.Store)(nil)
+	_ audit.Sink         = (*store.Store)(nil)
+	_ audit.Sink         = (*audit.File)(nil)
+	_ httpapi.Audit      = (*store.Store)(nil)
 	_ lobby.Service      = (*control.Service)(nil)
 )
 
@@ -73,6 +78,7 @@ type berth struct {
 	authority *auth.Authority
 	verifiers *auth.Verifiers
 	operator  Operator
+	audit     auditing
 	engine    *containerd.Engine
 	control   *control.Service
 	hostKeys  []ssh.Signer
@@ -103,7 +109,7 @@ func (b *berth) close() error {
 
 // openState opens what the operator's commands need: the lock, the database and the signing key.
 func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth, err error) {
-	b := &berth{cfg: c, log: log}
+	b := &berth{cfg: c, log: log, audit: newAuditing()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
@@ -120,7 +126,9 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.onClose(b.lock.release)
-	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{OnCommit: b.committed, Log: log})
+	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{
+		OnCommit: b.committed, OnAudit: b.audit.hint.Give, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -130,9 +138,12 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.authority = auth.New(key, c.Zone, b.store)
-	b.operator = local{
-		users: control.Users{Store: b.store, Limits: c.Limits()},
-		store: b.store, tokens: b.authority, gateways: gateways{b}, close: b.close,
+	b.operator = audited{
+		Operator: local{
+			users: control.Users{Store: b.store, Limits: c.Limits()},
+			store: b.store, tokens: b.authority, gateways: gateways{b}, close: b.close,
+		},
+		store: b.store, gateway: b.audit.gateway, invoker: b.in.name,
 	}
 	return b, nil
 }
@@ -156,7 +167,7 @@ func OpenOperator(ctx context.Context, c config.Config) (Operator, error) {
 	b, err := openState(ctx, c, slog.New(slog.DiscardHandler))
 	var busy busyError
 	if errors.As(err, &busy) {
-		return dialOperator(c.DataDir), nil
+		return dialOperator(c.DataDir)
 	}
 	if err != nil {
 		return nil, err
@@ -203,6 +214,7 @@ func (b *berth) openEvents(ctx context.Context, src event.Source) error {
 func (b *berth) openAPI(l net.Listener) {
 	c := httpapi.Config{
 		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(), Once: b.store,
+		Audit: b.store, Record: b.audit.queue.Record, Gateway: b.audit.gateway,
 		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
 		RequestsPerSecond: b.cfg.RequestsPerSecond, MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
@@ -257,8 +269,9 @@ func (b *berth) openGateway(
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
 	gateway, err := sshproxy.New(sshproxy.Options{
 		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: sessions, Changes: changes,
-		Lobby: func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
-		Log:   b.log.With("part", "ssh"),
+		Record: b.audit.queue.Record,
+		Lobby:  func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
+		Log:    b.log.With("part", "ssh"),
 	})
 	if err != nil {
 		return err

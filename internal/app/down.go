@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/audit"
 	"berth/internal/config"
 	"berth/internal/containerd"
 	"berth/internal/link"
@@ -77,6 +78,8 @@ func removeData(dir string) error {
 	if public, err := os.ReadFile(filepath.Join(dir, "id_ed25519.pub")); err == nil && bytes.Contains(public, []byte(demoComment)) {
 		names = append(names, "id_ed25519", "id_ed25519.pub") // not a key of the person's own
 	}
+	names = append(names, audit.Names(auditFile)...)
+	names = append(names, audit.Names(gatewayAuditFile)...)
 	names = append(names, "commits") // of versions before the link
 	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
 	var errs []error

@@ -25,7 +25,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := needRoot(); err != nil {
 		return err
 	}
-	b := &berth{cfg: c, log: newLogger(c, out)}
+	b := &berth{cfg: c, log: newLogger(c, out), audit: newAuditing()}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if b.in, err = findInvoker(); err != nil {
 		return err
@@ -55,6 +55,9 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	b.watchReplica(replica)
 	client := link.NewClient(link.ClientOptions{Replica: replica, Credential: b.readCredential, Dial: b.dialLink, Log: log})
 	b.inner = append(b.inner, client.Run)
+	if err := b.openGatewayAudit(); err != nil {
+		return err
+	}
 	dialer, err := containerd.NewDialer(c.DataDir)
 	if err != nil {
 		return err

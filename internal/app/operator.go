@@ -101,6 +101,7 @@ type operatorCall struct {
 	Name     string   `json:"name,omitempty"`
 	Scopes   []string `json:"scopes,omitempty"`
 	ID       string   `json:"id,omitempty"`
+	Invoker  string   `json:"invoker,omitempty"` // the login name of who calls
 }
 
 type operatorError struct {
@@ -124,7 +125,7 @@ func operatorHandler(o Operator, log *slog.Logger) http.Handler {
 			if err != nil {
 				err = compute.Errorf(compute.CodeInvalid, "That is not a request of berth's operator commands.")
 			} else {
-				answer, err = f(r.Context(), call)
+				answer, err = f(withInvoker(r.Context(), call.Invoker), call)
 			}
 			w.Header().Set("Content-Type", "application/json")
 			if err != nil {
@@ -148,14 +149,21 @@ func operatorHandler(o Operator, log *slog.Logger) http.Handler {
 }
 
 // remote is the Operator of a process beside the one that has the database open.
-type remote struct{ client *http.Client }
+type remote struct {
+	client  *http.Client
+	invoker string
+}
 
-func dialOperator(dir string) Operator {
-	return remote{client: &http.Client{Transport: &http.Transport{
+func dialOperator(dir string) (Operator, error) {
+	in, err := findInvoker()
+	if err != nil {
+		return nil, err
+	}
+	return remote{invoker: in.name, client: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialSocket(ctx, dir, operatorSocket)
 		},
-	}}}
+	}}}, nil
 }
 
 func (r remote) Close() error {
@@ -164,6 +172,7 @@ func (r remote) Close() error {
 }
 
 func (r remote) call(ctx context.Context, name string, c operatorCall, answer any) error {
+	c.Invoker = r.invoker
 	body, err := json.Marshal(c)
 	if err != nil {
 		return err

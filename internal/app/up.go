@@ -70,6 +70,9 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := b.openEvents(ctx, b.store); err != nil {
 		return err
 	}
+	if err := b.openAudit(); err != nil {
+		return err
+	}
 	if err := b.openEngine(ctx, newProgress(out)); err != nil {
 		return err
 	}

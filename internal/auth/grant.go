@@ -20,14 +20,15 @@ const (
 	ScopeKeysWrite       Scope = "keys:write"
 	ScopeTokensRead      Scope = "tokens:read"
 	ScopeTokensWrite     Scope = "tokens:write"
-	ScopeAdmin           Scope = "admin" // worth nothing unless the user is an administrator
+	ScopeAuditRead       Scope = "audit:read" // of one's own account, and of all for an administrator
+	ScopeAdmin           Scope = "admin"      // worth nothing unless the user is an administrator
 )
 
 // Scopes lists every scope.
 func Scopes() []Scope {
 	return []Scope{
 		ScopeAll, ScopeContainersRead, ScopeContainersWrite, ScopeKeysRead, ScopeKeysWrite, ScopeTokensRead, ScopeTokensWrite,
-		ScopeAdmin,
+		ScopeAuditRead, ScopeAdmin,
 	}
 }
 

@@ -73,6 +73,8 @@ type Config struct {
 	AdminAddr    string        `koanf:"admin-addr" help:"address for metrics and profiles, host:port, for operators alone; empty: none"`
 	DrainDelay   time.Duration `koanf:"drain-delay" help:"how long /readyz says so before a stop begins, for load balancers"`
 	DrainTimeout time.Duration `koanf:"drain-timeout" help:"how long a stop waits for requests that are under way"`
+	AuditDays    int           `koanf:"audit-days" help:"days for which audit records are kept"`
+	AuditRecords int           `koanf:"audit-records" help:"audit records that are kept at most, a third of them each of changes, of logins and sessions, and of refusals"`
 
 	LogLevel  string `koanf:"log-level" help:"debug, info, warn or error"`
 	LogFormat string `koanf:"log-format" help:"text or json"`
@@ -92,7 +94,8 @@ func Default() Config {
 		TokenTTL: 24 * time.Hour, ContainersPerUser: l.ContainersPerUser, KeysPerUser: l.KeysPerUser,
 		RequestsPerSecond: 50, FeedClients: 10_000, FeedsPerUser: 100,
 		DrainTimeout: 15 * time.Second,
-		LogLevel:     "info", LogFormat: "text",
+		AuditDays:    90, AuditRecords: 300_000,
+		LogLevel: "info", LogFormat: "text",
 	}
 }
 
@@ -257,6 +260,12 @@ func (c Config) Validate() error {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
 	}
 	c.checkOperations(bad)
+	if c.AuditDays < 1 || c.AuditDays > 3650 {
+		bad("audit-days", "choose from 1 to 3650")
+	}
+	if c.AuditRecords < 3000 || c.AuditRecords > 30_000_000 {
+		bad("audit-records", "choose from 3000 to 30000000")
+	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		bad("log-format", "choose text or json")
 	}

@@ -181,6 +181,7 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 
 	c := Config{
 		Service: service, Verifier: a.verifiers(), Tokens: a.tokens.Authority, Events: bus, Once: a.store, Zone: zone,
+		Audit: a.store, Record: a.record, Gateway: "machine-1",
 		Log: slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {
@@ -208,6 +209,13 @@ func newAPI(t *testing.T, edit func(*Config)) *api {
 		}
 	})
 	return a
+}
+
+// record stores a record at once, so that a test finds it.
+func (a *api) record(r compute.AuditRecord) {
+	if err := a.store.AppendAudit(context.WithoutCancel(a.t.Context()), []compute.AuditRecord{r}); err != nil {
+		a.t.Errorf("record %+v: %v", r, err)
+	}
 }
 
 // issuer issues tokens as tests want them.

@@ -47,6 +47,7 @@ var routes = []struct {
 	{"POST", "/compute/tokens", `{"name":"x"}`, auth.ScopeTokensWrite},
 	{"DELETE", "/compute/tokens/none", "", auth.ScopeTokensWrite},
 	{"GET", "/compute/whoami", "", anyScope},
+	{"GET", "/compute/audit", "", auth.ScopeAuditRead},
 }
 
 func TestEveryRouteNeedsAToken(t *testing.T) {

@@ -49,6 +49,7 @@ var readDocument = sync.OnceValues(func() (*document, error) {
 // operation is what the document says that a request may have. The path is not in it: what an id or a port must look like
 // is for whoever looks it up, since one that cannot exist is answered as one that does not.
 type operation struct {
+	id    string // operationId
 	query map[string]queryParameter
 	body  *schema // nil: a body is not read
 }
@@ -92,6 +93,7 @@ func (d *document) operation(method, path string) (operation, error) {
 		return o, errors.New("it is not described")
 	}
 	var described struct {
+		OperationID string
 		Parameters  []parameter
 		RequestBody *struct {
 			Required bool
@@ -101,6 +103,7 @@ func (d *document) operation(method, path string) (operation, error) {
 	if err := json.Unmarshal(text, &described); err != nil {
 		return o, err
 	}
+	o.id = described.OperationID
 	var shared []parameter
 	if text, ok := item["parameters"]; ok {
 		if err := json.Unmarshal(text, &shared); err != nil {

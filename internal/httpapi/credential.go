@@ -39,6 +39,7 @@ func (s *Server) admit(ctx context.Context, c *fiber.Ctx, scope auth.Scope, wher
 		return credential{}, err
 	}
 	r.grant, r.user, r.tokenID = g, g.User, g.TokenID
+	actsBy(ctx, g)
 	if err := s.pace.take(g.User, time.Now(), &c.Response().Header); err != nil {
 		return credential{}, err
 	}

@@ -71,7 +71,8 @@ type Gateways interface {
 	Unacknowledged(ctx context.Context) []string
 }
 
-// Config is what a Server is made of. Service, Verifier, Tokens, Events, Once and Zone are required; zero elsewhere takes the default.
+// Config is what a Server is made of. Service, Verifier, Tokens, Events, Once, Audit and Zone are required; zero elsewhere takes
+// the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
@@ -79,6 +80,9 @@ type Config struct {
 	Events   Events
 	Once     Once
 	Gateways Gateways // nil where there are none but this process's own
+	Audit    Audit
+	Record   func(compute.AuditRecord) // takes what the store does not record with a change, and never waits; nil drops it
+	Gateway  string                    // the name of this process in audit records
 	Zone     string
 	Log      *slog.Logger
 
@@ -125,6 +129,9 @@ type Server struct {
 	events     Events
 	saved      Once
 	gateways   Gateways
+	audit      Audit
+	record     func(compute.AuditRecord)
+	gateway    string
 	zone       string
 	origins    origins
 	externalIP string
@@ -155,7 +162,7 @@ type Server struct {
 func New(c Config) *Server {
 	s := &Server{
 		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, saved: c.Once, gateways: c.Gateways,
-		zone: c.Zone, log: c.Log,
+		zone: c.Zone, log: c.Log, audit: c.Audit, record: c.Record, gateway: c.Gateway,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now), pace: newPace(c.RequestsPerSecond),
@@ -164,6 +171,9 @@ func New(c Config) *Server {
 	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.record == nil {
+		s.record = func(compute.AuditRecord) {}
 	}
 	s.conns = newConnSet(cmp.Or(c.MaxConns, defaultMaxConns), s.log)
 	s.base, s.end = context.WithCancelCause(context.Background())
@@ -221,6 +231,7 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
 
 	s.tokenRoutes()
+	s.handle(fiber.MethodGet, "/compute/audit", auth.ScopeAuditRead, s.listAuditRecords)
 
 	// These authenticate by themselves.
 	s.open(fiber.MethodPost, "/compute/session", s.openSession)
@@ -240,7 +251,7 @@ func (s *Server) handle(
 	method, path string, scope auth.Scope, f handler,
 ) {
 	described := describe(method, path)
-	checked := func(ctx context.Context, c *fiber.Ctx) (answer, error) {
+	checked := s.audited(described, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
 		p, err := s.authenticate(ctx, c, scope)
 		if err != nil {
 			return answer{}, err
@@ -249,7 +260,7 @@ func (s *Server) handle(
 			return answer{}, err
 		}
 		return f(ctx, c, p)
-	}
+	})
 	s.add(method, path, checked)
 	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way
 		s.add(fiber.MethodHead, path, checked)
@@ -259,7 +270,9 @@ func (s *Server) handle(
 // open registers f, which lets in whom it likes, and then checks what it is asked.
 func (s *Server) open(method, path string, f func(context.Context, *fiber.Ctx, operation) (answer, error)) {
 	described := describe(method, path)
-	s.add(method, path, func(ctx context.Context, c *fiber.Ctx) (answer, error) { return f(ctx, c, described) })
+	s.add(method, path, s.audited(described, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
+		return f(ctx, c, described)
+	}))
 }
 
 func (s *Server) add(method, path string, f func(context.Context, *fiber.Ctx) (answer, error)) {

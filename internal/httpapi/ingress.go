@@ -36,6 +36,7 @@ func (s *Server) addIngress(ctx context.Context, c *fiber.Ctx, p compute.Princip
 	if err != nil {
 		return answer{}, err
 	}
+	actsOn(ctx, "ingress_rule:"+strconv.Itoa(r.Port))
 	rule, err := s.service.AddIngress(ctx, p, id, compute.IngressRequest{Port: &r.Port, TargetPort: r.TargetPort})
 	if err != nil {
 		return answer{}, err

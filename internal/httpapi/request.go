@@ -116,6 +116,7 @@ func (s *Server) finish(fctx *fasthttp.RequestCtx, r *request) {
 	}
 
 	s.tell(fctx, r)
+	s.recordStranger(fctx, r)
 	status := fctx.Response.StatusCode()
 	path := string(fctx.URI().PathOriginal()) // never the query, which may hold a token
 	level := slog.LevelInfo

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 
 	"github.com/charmbracelet/ssh"
 	gossh "golang.org/x/crypto/ssh"
@@ -17,8 +18,9 @@ import (
 // What an accepted key leaves in the Permissions of its attempt. x/crypto hands on those of the attempt whose signature
 // verified, and of no other: they are the only word on who logged in (CVE-2024-45337).
 const (
-	extensionUser = "berth-user"
-	extensionKey  = "berth-key"
+	extensionUser  = "berth-user"
+	extensionKey   = "berth-key"
+	extensionOwner = "berth-owner"
 )
 
 // serverConfig makes a fresh configuration for every handshake: charmbracelet/ssh writes into it.
@@ -97,7 +99,9 @@ func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 	}
 	// Never ctx.User(): it stays at the first name that was tried.
 	id := identity{user: c.pre.User(), key: gossh.FingerprintSHA256(key)}
-	if err := g.admit(c, id); err != nil {
+	var err error
+	if id.owner, err = g.admit(c, id); err != nil {
+		c.refused = id
 		switch compute.CodeOf(err) {
 		case compute.CodeNotFound:
 		case compute.CodeUnavailable, compute.CodeForbidden:
@@ -107,7 +111,9 @@ func (g *Gateway) publicKey(ctx ssh.Context, key ssh.PublicKey) bool {
 		}
 		return false
 	}
-	ctx.Permissions().Extensions = map[string]string{extensionUser: id.user, extensionKey: id.key}
+	ctx.Permissions().Extensions = map[string]string{
+		extensionUser: id.user, extensionKey: id.key, extensionOwner: strconv.FormatInt(int64(id.owner), 10),
+	}
 	return true
 }
 
@@ -121,26 +127,27 @@ func (c *conn) apologize(err error) {
 }
 
 // admit decides at authentication. CodeNotFound is the one refusal: a container that is not there, one that the key
-// does not open, a user name that cannot exist and a key that nobody has look alike.
-func (g *Gateway) admit(c *conn, id identity) error {
+// does not open, a user name that cannot exist and a key that nobody has look alike. It returns whose the key is, as far as
+// that is clear.
+func (g *Gateway) admit(c *conn, id identity) (compute.UserID, error) {
 	login, err := c.login(id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, g.o.Limits.OpenTimeout)
 	defer cancel()
 	if !login.Lobby() {
-		_, err := g.target(ctx, login.Container, id.key)
-		return err
+		t, err := g.target(ctx, login.Container, id.key)
+		return ownerOf(t.Keys, id.key), err
 	}
 	accounts, err := g.o.Directory.Accounts(ctx, id.key)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(accounts) == 0 {
-		return compute.NotFound("user")
+		return 0, compute.NotFound("user")
 	}
-	return nil
+	return accountOf(accounts, login).ID, nil
 }
 
 // target returns the container if that key opens it, and CodeNotFound if not, whatever the reason.
@@ -185,6 +192,7 @@ func (c *conn) setLoggedIn() {
 	c.mu.Unlock()
 	c.g.log.Info("login", "remote", c.nc.RemoteAddr(), "user", id.user, "key", id.key, "jump", c.jump,
 		"client", c.wire.ident)
+	c.recordLogin(id)
 }
 
 // provenIdentity reads the identity out of the Permissions of a signature that verified. The name must be the one that
@@ -194,9 +202,11 @@ func provenIdentity(user string, perms *gossh.Permissions) (identity, error) {
 		return identity{}, errInconsistent
 	}
 	id := identity{user: perms.Extensions[extensionUser], key: perms.Extensions[extensionKey]}
-	if id.key == "" || id.user != user {
+	owner, err := strconv.ParseInt(perms.Extensions[extensionOwner], 10, 64)
+	if err != nil || id.key == "" || id.user != user {
 		return identity{}, errInconsistent
 	}
+	id.owner = compute.UserID(owner)
 	return id, nil
 }
 
@@ -237,22 +247,28 @@ func (g *Gateway) principal(ctx context.Context, login route.Login, key string) 
 		g.log.Error("look up accounts", "err", err)
 		return compute.Principal{}, err
 	}
-	of := func(u compute.User) (compute.Principal, error) {
+	if u := accountOf(accounts, login); u.ID != 0 {
 		return compute.Principal{User: u.ID, Username: u.Username, Role: u.Role}, nil
-	}
-	if len(accounts) == 1 {
-		return of(accounts[0])
-	}
-	for _, u := range accounts {
-		if u.Username == login.User {
-			return of(u)
-		}
 	}
 	if len(accounts) == 0 {
 		return compute.Principal{}, compute.Errorf(compute.CodeForbidden, "This key belongs to no account any more.")
 	}
 	return compute.Principal{}, compute.Errorf(compute.CodeForbidden,
 		"This key stands under several accounts; say which one with ssh <account>@%s.", g.o.Zone)
+}
+
+// accountOf returns the account that a lobby login means: the only one with the key, or the one that it names; zero when there
+// are several and it names none of them.
+func accountOf(accounts []compute.User, login route.Login) compute.User {
+	if len(accounts) == 1 {
+		return accounts[0]
+	}
+	for _, u := range accounts {
+		if u.Username == login.User {
+			return u
+		}
+	}
+	return compute.User{}
 }
 
 // reason returns what a client may read of err.

@@ -70,6 +70,8 @@ type sessionChannel struct {
 	pty    atomic.Bool   // the client has a terminal, in raw mode: lines end in CR LF
 	stderr chan struct{} // has a token while somebody writes to stderr or ends the output: x/crypto allows one at a time
 	eof    bool          // EOF was sent; guarded by the token
+
+	audit sessionRecord
 }
 
 // serveSession accepts a session and serves it to its end. It is accepted whether or not the container can be entered,
@@ -82,6 +84,7 @@ func (c *conn) serveSession(nc gossh.NewChannel, id identity, login route.Login)
 	s := &sessionChannel{
 		c: c, g: c.g, ch: ch, input: c.backlog.counted(ch), queue: newRequestQueue(), stderr: make(chan struct{}, 1),
 	}
+	s.audit.begin(c, id)
 	s.ctx, s.cancel = context.WithCancelCause(c.ctx)
 	collected := make(chan struct{})
 	c.wg.Go(func() {
@@ -98,6 +101,7 @@ func (c *conn) serveSession(nc gossh.NewChannel, id identity, login route.Login)
 	}
 	_ = ch.Close()
 	c.leave(s)
+	s.audit.end()
 	// Until the client has closed it too, x/crypto keeps the channel, and it counts as one of the client's.
 	<-collected
 	s.input.finish()

@@ -27,8 +27,9 @@ var (
 
 // identity is who a client proved to be: the key that signed, and the user name that the signature covers.
 type identity struct {
-	user string
-	key  string // SHA-256 fingerprint
+	user  string
+	key   string         // SHA-256 fingerprint
+	owner compute.UserID // whose the key is; 0 where several accounts have it, and the user name is none of theirs
 }
 
 // conn is one SSH connection: a client's own, or the inner one of a jump.
@@ -43,6 +44,7 @@ type conn struct {
 	timer   *time.Timer // closes the connection unless the handshake goes on
 	wire    *wire       // set before the handshake
 	pre     gossh.ServerPreAuthConn
+	refused identity // the last that was tried and may not log in; of the handshake's goroutine
 	backlog *backlog
 
 	apologized bool // of the handshake alone
@@ -130,6 +132,7 @@ func (c *conn) finish() {
 	c.release()
 	c.cancel(errGone)
 	_ = c.nc.Close()
+	c.recordRefusal()
 	c.mu.Lock()
 	c.closed = true
 	if c.farewell != nil {

@@ -78,6 +78,7 @@ func (s *sessionChannel) serveContainer(id identity, login route.Login) {
 		if s.ctx.Err() != nil {
 			err = context.Cause(s.ctx)
 		}
+		s.audit.refused(err)
 		s.refuse(err)
 		return
 	}
@@ -265,6 +266,7 @@ func (s *sessionChannel) forwardRequests(agent session.Channel, started func()) 
 			// When the container was lost, the client learns of it as of the end of its command.
 			_ = r.Reply(ok || err != nil, nil)
 			if ok || err != nil {
+				s.audit.opened(kindOf(r))
 				started()
 			}
 		case "auth-agent-req@openssh.com":

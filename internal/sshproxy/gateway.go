@@ -51,7 +51,7 @@ type LobbySession struct {
 // is too slow has its channel closed; it subscribes again, and looks at everything anew.
 type Changes func() (events <-chan compute.Event, cancel func())
 
-// Options are what a Gateway is made of. Lobby, Changes, Limits and Log may be left out.
+// Options are what a Gateway is made of. Lobby, Changes, Record, Limits and Log may be left out.
 type Options struct {
 	Zone      route.Zone
 	HostKeys  []gossh.Signer
@@ -59,6 +59,7 @@ type Options struct {
 	Sessions  *session.Multiplexer
 	Lobby     func(ctx context.Context, s LobbySession) (exit int)
 	Changes   Changes
+	Record    func(compute.AuditRecord) // takes logins, refusals and sessions; must not wait
 	Limits    Limits
 	Log       *slog.Logger
 }
@@ -139,6 +140,9 @@ func New(o Options) (*Gateway, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Record == nil {
+		o.Record = func(compute.AuditRecord) {}
 	}
 	o.Limits = o.Limits.withDefaults()
 	g := &Gateway{

@@ -20,6 +20,7 @@ func (s *sessionChannel) serveLobby(id identity, login route.Login) {
 		err = compute.Errorf(compute.CodeUnavailable, "There is no lobby here; log in with ssh <id>@%s.", s.g.o.Zone)
 	}
 	if err != nil {
+		s.audit.refused(err)
 		s.refuse(err)
 		return
 	}
@@ -27,6 +28,7 @@ func (s *sessionChannel) serveLobby(id identity, login route.Login) {
 	if !ok {
 		return
 	}
+	s.audit.opened("lobby")
 	s.c.wg.Go(s.answerAll)
 	status := make(chan int, 1)
 	s.c.wg.Go(func() {

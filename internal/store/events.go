@@ -21,6 +21,7 @@ const pruneEvery = 256
 // event appends events. Their numbers come from the one counter row, which is locked until the transaction ends.
 func (t *tx) event(events ...compute.Event) error {
 	for _, e := range events {
+		t.subjectOf(e)
 		var seq int64
 		err := t.QueryRowContext(t.ctx, `UPDATE event_counter SET seq = seq + 1 RETURNING seq`).Scan(&seq)
 		if err != nil {

@@ -44,12 +44,24 @@ func (s *Store) Provision(ctx context.Context, issuer, subject string, names []s
 		if u, err = userByID(ctx, t, id); err != nil {
 			return err
 		}
+		t.provisioned(u)
 		return t.event(compute.Event{Kind: compute.EventUserChanged, Owner: id})
 	})
 	if err != nil {
 		return compute.User{}, err
 	}
 	return u, nil
+}
+
+// provisioned records that an account was made by its first sign-in. That is no part of what is asked for with it.
+func (t *tx) provisioned(u compute.User) {
+	r := compute.AuditRecord{Via: compute.ViaItself}
+	if act := compute.ActOf(t.ctx); act != nil {
+		r.Source, r.Via, r.Gateway, r.Request = act.Record.Source, act.Record.Via, act.Record.Gateway, act.Record.Request
+	}
+	r.Action, r.Outcome = compute.ActionProvisionUser, compute.OutcomeAllowed
+	r.User, r.Owner, r.Target = u.ID, u.ID, "user:"+u.Username
+	t.records = append(t.records, r)
 }
 
 // takeName makes a user under the first of the names that is valid and free.

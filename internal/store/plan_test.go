@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"berth/internal/compute"
 )
 
 // Every query that runs for a login, a request or a pass of the loop is served by an index: none reads a whole table, and
@@ -53,6 +55,15 @@ func TestIndexesServe(t *testing.T) {
 		"users after":     queryUsersAfter,
 		"keys of range":   queryKeysOfRange,
 		"event at":        queryEventAt,
+		"prune audit":     pruneAuditOf,
+		"count audit":     countAudit,
+		"count owners":    countAuditOwners,
+		"audit of owner":  plan(compute.AuditQuery{Owner: 1, Before: 7}),
+		"audit of box":    plan(compute.AuditQuery{Container: "a1b2c3d4"}),
+		"audit of both":   plan(compute.AuditQuery{Owner: 1, Container: "a1b2c3d4", Action: "x"}),
+		"audit edge":      edgePlan(compute.AuditQuery{Owner: 1, Container: "a1b2c3d4", Action: "x"}),
+		"edge of box":     edgePlan(compute.AuditQuery{Container: "a1b2c3d4", Action: "x"}),
+		"audit onwards":   plan(compute.AuditQuery{After: 7, OldestFirst: true}),
 	} {
 		args := make([]any, 20)
 		n := strings.Count(query, "?")
@@ -88,6 +99,16 @@ func TestIndexesServe(t *testing.T) {
 			t.Errorf("%s: no plan", name)
 		}
 	}
+}
+
+func plan(q compute.AuditQuery) string {
+	query, _ := auditQuery(q, 7)
+	return query
+}
+
+func edgePlan(q compute.AuditQuery) string {
+	query, _ := auditEdgeQuery(q, 10)
+	return query
 }
 
 // harmlessScan says whether a step reads a small computed set from end to end, or a partial index that is made of nothing

@@ -37,6 +37,7 @@ type Options struct {
 	Now        func() time.Time           // the clock; nil is time.Now
 	NewID      func() compute.ContainerID // proposes ids; nil is compute.NewContainerID
 	OnCommit   func()                     // called after every commit that may have added events; must not block
+	OnAudit    func()                     // called after every commit that added audit records; must not block
 	KeepEvents int64                      // how many of the newest events are kept at least; 0 is 100,000
 	Log        *slog.Logger               // nil discards
 }
@@ -50,6 +51,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnCommit == nil {
 		o.OnCommit = func() {}
+	}
+	if o.OnAudit == nil {
+		o.OnAudit = func() {}
 	}
 	if o.KeepEvents <= 0 {
 		o.KeepEvents = defaultKeepEvents
@@ -206,13 +210,23 @@ func (s *Store) write(ctx context.Context, op string, f func(*tx) error) error {
 		return mapError(ctx, op, err)
 	}
 	t := &tx{Tx: sqlTx, ctx: ctx, now: s.opt.Now().UnixMilli(), opt: &s.opt}
-	if err := f(t); err != nil {
+	err = f(t)
+	if err == nil {
+		err = t.writeAudit()
+	}
+	if err != nil {
 		_ = sqlTx.Rollback() // the first error says why; SQLite may have rolled back itself
 		return mapError(ctx, op, err)
 	}
 	err = sqlTx.Commit()
 	if t.wrote {
 		s.opt.OnCommit() // also when the commit reports a fault: readers ask the database, not us
+	}
+	if len(t.records) > 0 {
+		s.opt.OnAudit()
+	}
+	if err == nil && t.act != nil {
+		t.act.Committed()
 	}
 	return mapError(ctx, op, err)
 }
@@ -243,6 +257,9 @@ type tx struct {
 	now   int64
 	opt   *Options
 	wrote bool
+
+	act     *compute.Act // whose record is among these
+	records []compute.AuditRecord
 }
 
 // exec runs a statement and returns how many rows it changed.

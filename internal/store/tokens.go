@@ -95,6 +95,7 @@ func (s *Store) AddToken(ctx context.Context, t compute.Token, limit int) error 
 				Message: "There are as many live tokens as an account may have; revoke one, or wait until one expires.",
 			}
 		}
+		tx.subject(t.Owner, "", "token:"+t.ID) // it is no event: nobody waits for it
 		return err
 	})
 }

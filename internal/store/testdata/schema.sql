@@ -1,3 +1,9 @@
+CREATE INDEX audit_of_class ON audit (class, owner);
+
+CREATE INDEX audit_of_container ON audit (container) WHERE container <> '';
+
+CREATE INDEX audit_of_owner ON audit (owner);
+
 CREATE INDEX container_ids_of_owner ON container_ids (owner);
 
 CREATE INDEX container_keys_by_key ON container_keys (key, owner);
@@ -17,6 +23,35 @@ CREATE INDEX ssh_keys_by_fingerprint ON ssh_keys (fingerprint, owner);
 CREATE INDEX tokens_by_expiry ON tokens (expires_at);
 
 CREATE INDEX tokens_revoked ON tokens (owner, revoked_at) WHERE revoked_at IS NOT NULL;
+
+CREATE TABLE audit (
+    seq           INTEGER PRIMARY KEY,
+    at            INTEGER NOT NULL,
+    class         TEXT    NOT NULL CHECK (class IN ('change', 'access', 'refusal')),
+    action        TEXT    NOT NULL CHECK (action <> ''),
+    outcome       TEXT    NOT NULL CHECK (outcome IN ('allowed', 'denied', 'failed')),
+    code          TEXT    NOT NULL DEFAULT '',
+    user          INTEGER NOT NULL DEFAULT 0,
+    owner         INTEGER NOT NULL DEFAULT 0,
+    credential    TEXT    NOT NULL DEFAULT '',
+    credential_id TEXT    NOT NULL DEFAULT '',
+    source        TEXT    NOT NULL DEFAULT '',
+    via           TEXT    NOT NULL DEFAULT '',
+    gateway       TEXT    NOT NULL DEFAULT '',
+    request       TEXT    NOT NULL DEFAULT '',
+    container     TEXT    NOT NULL DEFAULT '',
+    target        TEXT    NOT NULL DEFAULT '',
+    session       TEXT    NOT NULL DEFAULT '',
+    session_kind  TEXT    NOT NULL DEFAULT '',
+    duration      INTEGER NOT NULL DEFAULT 0 CHECK (duration >= 0),
+    count         INTEGER NOT NULL DEFAULT 1 CHECK (count >= 1),
+    until_at      INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE audit_counter (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    seq INTEGER NOT NULL CHECK (seq >= 0)
+) STRICT;
 
 CREATE TABLE container_ids (
     id         TEXT    PRIMARY KEY CHECK (length(id) = 8 AND id NOT GLOB '*[^0-9a-f]*'),

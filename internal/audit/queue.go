@@ -1,0 +1,166 @@
+// Package audit takes records of who did what from where they come up to where they are kept: the store, and files of JSON
+// lines beside it.
+//
+// Nothing here may slow a login. Records wait in a bounded queue for whoever writes them, and one that finds it full is lost,
+// counted, and told of in a record of its own. Refusals that anybody can cause are put together: the first of a kind is
+// recorded at once, the others of the same minute as one with their number. What changes something does not come this way;
+// the store records it with the change.
+package audit
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"berth/internal/compute"
+)
+
+// Sink keeps records.
+type Sink interface {
+	AppendAudit(ctx context.Context, records []compute.AuditRecord) error
+}
+
+const (
+	// maxWaiting is how many records wait to be written, some 2 MB of them.
+	maxWaiting = 4096
+	// maxBatch is how many are written at once.
+	maxBatch = 256
+	// window is the time in which refusals alike are put together.
+	window = time.Minute
+	// maxKinds is how many kinds of refusals are told apart in a window; the others of it are one kind.
+	maxKinds = 1024
+	// writeTimeout bounds one write, and the last ones when the process ends.
+	writeTimeout = 10 * time.Second
+)
+
+// Queue is where records wait. Its methods may be called concurrently.
+type Queue struct {
+	sink    Sink
+	gateway string
+	log     *slog.Logger
+	waiting chan compute.AuditRecord
+
+	mu       sync.Mutex
+	lost     int64                // guarded by mu, as what follows
+	refusals map[kind]*repetition // of the window that began last
+}
+
+// NewQueue returns a Queue to sink, of records that name gateway as where they come from. It does no I/O; Run does.
+func NewQueue(sink Sink, gateway string, log *slog.Logger) *Queue {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Queue{
+		sink: sink, gateway: gateway, log: log, waiting: make(chan compute.AuditRecord, maxWaiting),
+		refusals: make(map[kind]*repetition),
+	}
+}
+
+// Record takes a record. It never waits.
+func (q *Queue) Record(r compute.AuditRecord) {
+	if r.At.IsZero() {
+		r.At = time.Now()
+	}
+	r.Gateway = q.gateway
+	r = r.Bounded()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if r.Outcome != compute.OutcomeAllowed && q.repeats(r) {
+		return
+	}
+	q.put(r)
+}
+
+// put hands r to the writer, or loses it. q.mu is held.
+func (q *Queue) put(r compute.AuditRecord) {
+	select {
+	case q.waiting <- r:
+	default:
+		q.lost += r.Count
+	}
+}
+
+// Run writes what comes until ctx ends, and then what is left.
+func (q *Queue) Run(ctx context.Context) error {
+	t := time.NewTicker(window)
+	defer t.Stop()
+	for {
+		select {
+		case r := <-q.waiting:
+			q.write(ctx, q.batch(r))
+		case <-t.C:
+			q.sum()
+		case <-ctx.Done():
+			q.sum()
+			q.drain(context.WithoutCancel(ctx))
+			return nil
+		}
+	}
+}
+
+// batch returns r and what waits behind it.
+func (q *Queue) batch(r compute.AuditRecord) []compute.AuditRecord {
+	list := []compute.AuditRecord{r}
+	for len(list) < maxBatch {
+		select {
+		case r := <-q.waiting:
+			list = append(list, r)
+		default:
+			return list
+		}
+	}
+	return list
+}
+
+// drain writes what still waits, for as long as a write may take.
+func (q *Queue) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	for ctx.Err() == nil {
+		select {
+		case r := <-q.waiting:
+			q.write(ctx, q.batch(r))
+		default:
+			if r, lost := q.takeLost(); lost {
+				q.write(ctx, []compute.AuditRecord{r})
+			}
+			return
+		}
+	}
+}
+
+// write stores records, and how many were lost before.
+func (q *Queue) write(ctx context.Context, list []compute.AuditRecord) {
+	if r, lost := q.takeLost(); lost {
+		q.log.Error("audit records were lost", "records", r.Count)
+		list = append(list, r)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	if err := q.sink.AppendAudit(ctx, list); err != nil {
+		n := int64(0)
+		for _, r := range list {
+			n += r.Count
+		}
+		q.log.Error("audit records are not stored", "records", n, "err", err)
+		q.mu.Lock()
+		q.lost += n
+		q.mu.Unlock()
+	}
+}
+
+// takeLost returns a record of those that were lost since the last one.
+func (q *Queue) takeLost() (r compute.AuditRecord, lost bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.lost == 0 {
+		return r, false
+	}
+	r = compute.AuditRecord{
+		At: time.Now(), Action: compute.ActionAuditLost, Outcome: compute.OutcomeFailed, Code: compute.CodeUnavailable,
+		Via: compute.ViaItself, Gateway: q.gateway, Count: q.lost,
+	}
+	q.lost = 0
+	return r, true
+}
