@@ -206,12 +206,12 @@ func TestTerminal(t *testing.T) {
 			s.expect(t, "1000\r\n")
 			s.typeIn(t, "q")
 			s.expect(t, "# ")
-			s.typeIn(t, "sh -c 'echo sleep\"\"ing; exec sleep 1000'\r")
+			s.typeIn(t, `perl -e '$| = 1; $SIG{CONT} = sub { print "aw", "ake\n" }; print "sleep", "ing\n"; sleep 1 while 1'`+"\r")
 			s.expect(t, "sleeping\r\n")
 			s.typeIn(t, "\x1a")
-			s.expect(t, "Stopped +sh -c")
+			s.expect(t, "Stopped +perl -e")
 			s.typeIn(t, "fg\r")
-			s.expect(t, "sh -c 'echo sleep\"\"ing; exec sleep 1000'\r\n") // bash says what goes on
+			s.expect(t, "awake\r\n") // bash has given it the terminal
 			s.typeIn(t, "\x02")
 			s.expect(t, "# ")
 			s.typeIn(t, "echo code $?\r")
