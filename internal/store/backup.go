@@ -110,6 +110,10 @@ func Renew(ctx context.Context, path string, least int64) (id Identity, err erro
 		return Identity{}, err
 	}
 	err = s.write(ctx, "begin an epoch", func(t *tx) error {
+		// Gateways may know of what came after the copy, and admit by it: as if each had been here just now.
+		if _, err := t.exec(`UPDATE gateways SET seen_at = ? WHERE revoked_at IS NULL`, t.now); err != nil {
+			return err
+		}
 		return t.one(`UPDATE installation SET epoch = max(epoch + 1, ?)`, least)
 	})
 	if err == nil {

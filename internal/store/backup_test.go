@@ -81,6 +81,14 @@ func TestRenewBeginsAnEpoch(t *testing.T) {
 	path, copied := filepath.Join(dir, "berth.db"), filepath.Join(dir, "copy.db")
 	s := openAt(t, path, Options{})
 	u := addUser(t, s, "alice")
+	for name, fingerprint := range map[string]string{"edge": "one", "old": "two"} {
+		if _, err := s.AddGateway(ctx, name, fingerprint); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.RevokeGateway(ctx, "old"); err != nil {
+		t.Fatal(err)
+	}
 	before, err := Backup(ctx, path, copied)
 	if err != nil || before.Epoch != 1 || len(before.Installation) != 32 {
 		t.Fatalf("%+v, %v", before, err)
@@ -102,6 +110,12 @@ func TestRenewBeginsAnEpoch(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	addUser(t, r, "bob") // it takes writes
+	// A gateway that was never here may know of what came after the copy; one that was revoked is nobody.
+	for fingerprint, seen := range map[string]bool{"one": true, "two": false} {
+		if g, err := r.Gateway(ctx, fingerprint); err != nil || g.SeenAt.IsZero() == seen {
+			t.Errorf("%+v, %v", g, err)
+		}
+	}
 }
 
 func TestBackupRefusals(t *testing.T) {
