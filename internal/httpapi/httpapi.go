@@ -53,6 +53,8 @@ type Service interface {
 	ListKeys(ctx context.Context, p compute.Principal) ([]compute.SSHKey, error)
 	AddKey(ctx context.Context, p compute.Principal, name, publicKey string) (compute.SSHKey, error)
 	DeleteKey(ctx context.Context, p compute.Principal, id int64) error
+
+	Administration
 }
 
 // Verifier says what a bearer token proves; CodeUnauthenticated when it proves nothing.
@@ -213,6 +215,7 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodDelete, "/compute/ssh-keys/:id", auth.ScopeKeysWrite, s.deleteKey)
 
 	s.tokenRoutes()
+	s.adminRoutes()
 
 	// These authenticate by themselves.
 	s.open(fiber.MethodPost, "/compute/session", s.openSession)

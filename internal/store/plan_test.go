@@ -53,6 +53,14 @@ func TestIndexesServe(t *testing.T) {
 		"users after":     queryUsersAfter,
 		"keys of range":   queryKeysOfRange,
 		"event at":        queryEventAt,
+		"limited user":    queryLimitedUser,
+		"limited users":   queryLimitedUsersAfter,
+		"all boxes":       queryAllContainers,
+		"boxes of":        queryContainersOf,
+		"boxes in":        queryContainersIn,
+		"boxes of in":     queryContainersOfIn,
+		"max containers":  queryOwnMaxContainers,
+		"max keys":        queryOwnMaxKeys,
 	} {
 		args := make([]any, 20)
 		n := strings.Count(query, "?")
