@@ -31,3 +31,15 @@ func NewOwnedContainer(c compute.OwnedContainer, hostname string) OwnedContainer
 		CreatedAt: Time(c.CreatedAt), SSHEnabled: c.SSHEnabled, HTTPSEnabled: c.HTTPSEnabled,
 	}
 }
+
+// NewStorage returns what an engine holds, as administrators are shown it.
+func NewStorage(v compute.Stored) Storage {
+	shown := Storage{
+		Ref: v.String(), Container: v.ID, User: v.Owner, SizeGB: roundGB(float64(v.Bytes) / (1 << 30)),
+		Running: v.Running, Foreign: v.Foreign,
+	}
+	if !v.WrittenAt.IsZero() {
+		shown.WrittenAt = Time(v.WrittenAt)
+	}
+	return shown
+}

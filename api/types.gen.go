@@ -383,6 +383,36 @@ type Session struct {
 // processes are made, `running`, `stopped`, or `failed`.
 type Status = compute.Status
 
+// Storage What the engine holds of a container that the database does not know.
+type Storage struct {
+	// Ref What it is discarded by.
+	Ref string `json:"ref"`
+
+	// Container The container's id, by its name.
+	Container compute.ContainerID `json:"container"`
+
+	// User Its owner's number, by its name. There may be no such account.
+	User compute.UserID `json:"user"`
+
+	// SizeGB What it takes on the disk, in GB of 2^30 bytes.
+	SizeGB float64 `json:"size_gb"`
+
+	// WrittenAt When it was written to last; absent where there is no volume.
+	WrittenAt string `json:"written_at,omitempty"`
+
+	// Running Whether a container runs on it.
+	Running bool `json:"running"`
+
+	// Foreign Whether it carries another installation's mark.
+	Foreign bool `json:"foreign"`
+}
+
+// StorageList defines model for StorageList.
+type StorageList struct {
+	// Storage By their names.
+	Storage []Storage `json:"storage"`
+}
+
 // Ticket What stands for a token in the address of one WebSocket.
 type Ticket struct {
 	// Ticket For the query: `?ticket=TICKET`.

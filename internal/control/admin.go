@@ -2,11 +2,14 @@ package control
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"berth/internal/compute"
 )
 
-// What administrators do for all accounts. Edges show others that nothing is there; what is refused here is what an edge forgot.
+// What administrators do for all accounts. Edges show others that nothing is there; what is refused here is what an edge
+// forgot.
 
 func admins(p compute.Principal) error {
 	if p.Role != compute.RoleAdmin {
@@ -64,8 +67,8 @@ func (s *Service) ChangeUser(
 	return s.store.ChangeUser(ctx, id, change)
 }
 
-// ListAllContainers returns up to limit containers of all accounts that have higher numbers, in their order, and whether there
-// are more. What they use is not measured: it would be asked of the engine for each.
+// ListAllContainers returns up to limit containers of all accounts that have higher numbers, in their order, and whether
+// there are more. What they use is not measured: it would be asked of the engine for each.
 func (s *Service) ListAllContainers(
 	ctx context.Context, p compute.Principal, f compute.ContainerFilter, after int64, limit int,
 ) (list []compute.OwnedContainer, more bool, err error) {
@@ -96,4 +99,50 @@ func (s *Service) StopAnyContainer(
 	}
 	s.loop.kick(c.Ref(), c.Generation)
 	return compute.OwnedContainer{Container: c, Username: owner.Username}, nil
+}
+
+// Quarantined returns what the engine holds and the database does not know. Nothing deletes it but DiscardStorage: the
+// database may be the one that is wrong, such as an old backup's.
+func (s *Service) Quarantined(ctx context.Context, p compute.Principal) ([]compute.Stored, error) {
+	if err := admins(p); err != nil {
+		return nil, err
+	}
+	stored, err := s.engine.Stored(ctx) // before the database is read, which knows of a container before the engine does
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.store.Reconcilable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[compute.Ref]bool, len(rows))
+	for _, c := range rows {
+		known[c.Ref()] = true
+	}
+	stored = slices.DeleteFunc(stored, func(v compute.Stored) bool { return known[v.Ref] })
+	slices.SortFunc(stored, func(a, b compute.Stored) int { return strings.Compare(a.String(), b.String()) })
+	return stored, nil
+}
+
+// DiscardStorage destroys what the engine holds of one container, for good. CodeConflict when the database knows of it.
+func (s *Service) DiscardStorage(ctx context.Context, p compute.Principal, r compute.Ref) error {
+	if err := admins(p); err != nil {
+		return err
+	}
+	err := s.engine.Discard(ctx, r, func(ctx context.Context) error {
+		c, err := s.store.ReconcileState(ctx, r.ID)
+		switch {
+		case err == nil && c.Ref() == r:
+			return compute.Errorf(compute.CodeConflict, "The database knows this container: it goes when its owner deletes it.")
+		case err == nil, compute.CodeOf(err) == compute.CodeNotFound:
+			return nil
+		default:
+			return err
+		}
+	})
+	if err != nil {
+		return err
+	}
+	s.log.Warn("an administrator discarded storage that the database does not know", "storage", r, "admin", p.Username)
+	return nil
 }

@@ -20,10 +20,14 @@ type Administration interface {
 	AddUser(
 		ctx context.Context, p compute.Principal, username string, role compute.Role, keys []string,
 	) (compute.LimitedUser, error)
-	ChangeUser(ctx context.Context, p compute.Principal, id compute.UserID, change compute.UserChange) (compute.LimitedUser, error)
+	ChangeUser(
+		ctx context.Context, p compute.Principal, id compute.UserID, change compute.UserChange,
+	) (compute.LimitedUser, error)
 	ListAllContainers(ctx context.Context, p compute.Principal, f compute.ContainerFilter, after int64, limit int) (
 		list []compute.OwnedContainer, more bool, err error)
 	StopAnyContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (compute.OwnedContainer, error)
+	Quarantined(ctx context.Context, p compute.Principal) ([]compute.Stored, error)
+	DiscardStorage(ctx context.Context, p compute.Principal, r compute.Ref) error
 }
 
 // adminRoutes lists what there is for administrators alone.
@@ -34,6 +38,8 @@ func (s *Server) adminRoutes() {
 	s.handle(fiber.MethodPatch, "/compute/admin/users/:id", auth.ScopeAdmin, s.changeUser)
 	s.handle(fiber.MethodGet, "/compute/admin/containers", auth.ScopeAdmin, s.listAllContainers)
 	s.handle(fiber.MethodPost, "/compute/admin/containers/:id/stop", auth.ScopeAdmin, s.stopAnyContainer)
+	s.handle(fiber.MethodGet, "/compute/admin/storage", auth.ScopeAdmin, s.listQuarantined)
+	s.handle(fiber.MethodDelete, "/compute/admin/storage/:ref", auth.ScopeAdmin, s.discardStorage)
 }
 
 // authenticateAdmin returns the administrator who acts. Everybody else is told what is said where nothing is.
@@ -177,4 +183,27 @@ func (s *Server) stopAnyContainer(ctx context.Context, c *fiber.Ctx, p compute.P
 	}
 	s.revoked(ctx, c)
 	return answer{http.StatusOK, s.ownedContainer(v)}, nil
+}
+
+func (s *Server) listQuarantined(ctx context.Context, _ *fiber.Ctx, p compute.Principal) (answer, error) {
+	list, err := s.service.Quarantined(ctx, p)
+	if err != nil {
+		return answer{}, err
+	}
+	out := openapi.StorageList{Storage: make([]openapi.Storage, len(list))}
+	for i, v := range list {
+		out.Storage[i] = openapi.NewStorage(v)
+	}
+	return answer{http.StatusOK, out}, nil
+}
+
+func (s *Server) discardStorage(ctx context.Context, c *fiber.Ctx, p compute.Principal) (answer, error) {
+	r, err := compute.ParseRef(c.Params("ref"))
+	if err != nil {
+		return answer{}, compute.NotFound("storage") // what cannot be is answered as what is not
+	}
+	if err := s.service.DiscardStorage(ctx, p, r); err != nil {
+		return answer{}, err
+	}
+	return deleted(), nil
 }

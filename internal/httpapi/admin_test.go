@@ -318,6 +318,49 @@ func TestAdminContainers(t *testing.T) {
 	}
 }
 
+// What the engine has and the database does not know is listed, and goes when an administrator says so; nothing else does.
+func TestAdminStorage(t *testing.T) {
+	a := newAPI(t, nil)
+	_, token := a.admin("root")
+	known := a.create(a.adaToken, "box", a.addKey(a.adaToken, "laptop"))
+	a.await(a.adaToken, known.ID, compute.StatusRunning)
+	lost, foreign := compute.Ref{Owner: a.ada.ID, ID: "0badf00d"}, compute.Ref{Owner: 4242, ID: known.ID}
+	a.engine.mu.Lock()
+	a.engine.running[lost], a.engine.running[foreign] = true, false
+	a.engine.mu.Unlock()
+
+	var list openapi.StorageList
+	a.do("GET", "/compute/admin/storage", token, "").into(t, 200, &list)
+	want := []openapi.Storage{
+		{Ref: lost.String(), Container: lost.ID, User: lost.Owner, SizeGB: 1.5, WrittenAt: "2026-01-15T10:30:00Z", Running: true},
+		{Ref: foreign.String(), Container: foreign.ID, User: 4242, SizeGB: 1.5, WrittenAt: "2026-01-15T10:30:00Z", Foreign: true},
+	}
+	if fmt.Sprint(list.Storage) != fmt.Sprint(want) {
+		t.Errorf("%+v, want %+v", list.Storage, want)
+	}
+	at := "/compute/admin/storage/"
+	own := compute.Ref{Owner: a.ada.ID, ID: known.ID}
+	a.do("DELETE", at+own.String(), token, "").isProblem(t, 409, compute.CodeConflict, "")
+	for _, ref := range []string{"compute-1-00000000", "compute-01-0badf00d", "0badf00d", "x", "..%2fx"} {
+		a.do("DELETE", at+ref, token, "").isProblem(t, 404, compute.CodeNotFound, "")
+	}
+	for _, r := range []compute.Ref{lost, foreign} {
+		if got := a.do("DELETE", at+r.String(), token, ""); got.status != 200 || got.body != `{"status":"ok"}`+"\n" {
+			t.Errorf("%+v", got)
+		}
+		a.do("DELETE", at+r.String(), token, "").isProblem(t, 404, compute.CodeNotFound, "")
+	}
+	if r := a.do("GET", "/compute/admin/storage", token, ""); r.body != `{"storage":[]}`+"\n" {
+		t.Errorf("%+v", r)
+	}
+	if v := a.await(a.adaToken, known.ID, compute.StatusRunning); v.ID != known.ID {
+		t.Errorf("%+v", v)
+	}
+	if !strings.Contains(a.do("GET", "/compute/containers", a.adaToken, "").body, string(known.ID)) {
+		t.Error("the container that is known is gone")
+	}
+}
+
 func TestAdminAddsOnce(t *testing.T) {
 	a := newAPI(t, nil)
 	_, token := a.admin("root")

@@ -53,6 +53,8 @@ var routes = []struct {
 	{"PATCH", "/compute/admin/users/1", `{"disabled":true}`, auth.ScopeAdmin},
 	{"GET", "/compute/admin/containers", "", auth.ScopeAdmin},
 	{"POST", "/compute/admin/containers/00000000/stop", "", auth.ScopeAdmin},
+	{"GET", "/compute/admin/storage", "", auth.ScopeAdmin},
+	{"DELETE", "/compute/admin/storage/compute-1-00000000", "", auth.ScopeAdmin},
 }
 
 func TestEveryRouteNeedsAToken(t *testing.T) {

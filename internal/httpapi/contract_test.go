@@ -415,7 +415,7 @@ func TestEveryRouteRefuses(t *testing.T) {
 		if said := r.isProblem(t, http.StatusBadRequest, compute.CodeInvalid, "x"); strings.Contains(said, "SECRET") {
 			t.Errorf("%s: %s", route, said)
 		}
-		for _, name := range []string{"{id}", "{port}"} {
+		for _, name := range []string{"{id}", "{port}", "{ref}"} {
 			if strings.Contains(path, name) {
 				bad := strings.NewReplacer(name, "A-1", "{id}", string(c.ID), "{port}", "80").Replace(path)
 				a.do(method, bad, a.adaToken, bodies[route]).isProblem(t, http.StatusNotFound, compute.CodeNotFound, "")

@@ -10,9 +10,9 @@ import (
 	"berth/internal/compute"
 )
 
-// A list that can grow is answered page by page, in the order of a number that its rows keep for ever. A cursor is the list's
-// name and the number of the last row that was seen: it costs the server nothing to hold, no page costs more for coming late,
-// and what is added or removed meanwhile makes no other row be seen twice or not at all.
+// A list that can grow is answered page by page, in the order of a number that its rows keep for ever. A cursor is the
+// list's name and the number of the last row that was seen: it costs the server nothing to hold, no page costs more for
+// coming late, and what is added or removed meanwhile makes no other row be seen twice or not at all.
 
 const (
 	defaultPage = 100

@@ -274,6 +274,8 @@ func TestPathsAndMethods(t *testing.T) {
 		{"DELETE", "/compute/admin/users/1", "GET, HEAD, PATCH"},
 		{"POST", "/compute/admin/containers", "GET, HEAD"},
 		{"GET", "/compute/admin/containers/a1b2c3d4/stop", "POST"},
+		{"DELETE", "/compute/admin/storage", "GET, HEAD"},
+		{"GET", "/compute/admin/storage/compute-1-a1b2c3d4", "DELETE"},
 		{"POST", "/healthz", "GET, HEAD"},
 		{"TRACE", "/healthz", "GET, HEAD"},
 	} {

@@ -9,7 +9,8 @@ import (
 // What administrators read and change, of all accounts. Lists are read page by page, each from where the last one ended, so
 // that no page costs more for coming late.
 
-const selectLimitedUser = `SELECT u.id, u.username, u.role, u.disabled, u.created_at, u.max_containers, u.max_keys FROM users u`
+const selectLimitedUser = `SELECT u.id, u.username, u.role, u.disabled, u.created_at, u.max_containers, u.max_keys
+	FROM users u`
 
 const (
 	queryLimitedUser       = selectLimitedUser + ` WHERE u.id = ?`
