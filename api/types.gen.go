@@ -340,6 +340,58 @@ type MountPathsChanged struct {
 	Restarted bool `json:"restarted"`
 }
 
+// OwnedContainer A container, as administrators see it.
+type OwnedContainer struct {
+	// ID 8 lowercase hex digits, never used again.
+	ID compute.ContainerID `json:"id"`
+
+	// User Its owner's number.
+	User compute.UserID `json:"user"`
+
+	// Username Its owner's name.
+	Username string `json:"username"`
+
+	// Name What its owner calls it.
+	Name string `json:"name"`
+
+	// Status What a container's owner sees of its life: `pending` until an engine begins, `initializing` while storage, network and
+	// processes are made, `running`, `stopped`, or `failed`.
+	Status Status `json:"status"`
+
+	// StatusMessage A reason in words, where there is one to tell.
+	StatusMessage string `json:"status_message,omitempty"`
+
+	// Hostname The id and the installation's zone.
+	Hostname string `json:"hostname"`
+
+	// MemoryMB Memory that it may use, in MB of 2^20 bytes.
+	MemoryMB int `json:"memory_mb"`
+
+	// StorageGB Storage that it may use, in GB of 2^30 bytes.
+	StorageGB int `json:"storage_gb"`
+
+	// InstanceType The instance type that it was created with.
+	InstanceType string `json:"instance_type"`
+
+	// CreatedAt When it was created, to the second.
+	CreatedAt string `json:"created_at"`
+
+	// SSHEnabled Whether it answers to `ssh`.
+	SSHEnabled bool `json:"ssh_enabled"`
+
+	// HTTPSEnabled Whether it has an ingress rule for port 443.
+	HTTPSEnabled bool `json:"https_enabled"`
+}
+
+// OwnedContainerList defines model for OwnedContainerList.
+type OwnedContainerList struct {
+	// Containers Oldest first.
+	Containers []OwnedContainer `json:"containers"`
+
+	// Next What to send as `after` for the next page; absent on the last.
+	Next string `json:"next,omitempty"`
+}
+
 // Problem What every error looks like (RFC 9457).
 type Problem struct {
 	// Type Always `about:blank`.
@@ -419,6 +471,36 @@ type Session struct {
 // processes are made, `running`, `stopped`, or `failed`.
 type Status = compute.Status
 
+// Storage What the engine holds of a container that the database does not know.
+type Storage struct {
+	// Ref What it is discarded by.
+	Ref string `json:"ref"`
+
+	// Container The container's id, by its name.
+	Container compute.ContainerID `json:"container"`
+
+	// User Its owner's number, by its name. There may be no such account.
+	User compute.UserID `json:"user"`
+
+	// SizeGB What it takes on the disk, in GB of 2^30 bytes.
+	SizeGB float64 `json:"size_gb"`
+
+	// WrittenAt When it was written to last; absent where there is no volume.
+	WrittenAt string `json:"written_at,omitempty"`
+
+	// Running Whether a container runs on it.
+	Running bool `json:"running"`
+
+	// Foreign Whether it carries another installation's mark.
+	Foreign bool `json:"foreign"`
+}
+
+// StorageList defines model for StorageList.
+type StorageList struct {
+	// Storage By their names.
+	Storage []Storage `json:"storage"`
+}
+
 // Ticket What stands for a token in the address of one WebSocket.
 type Ticket struct {
 	// Ticket For the query: `?ticket=TICKET`.
@@ -473,6 +555,81 @@ type TokenRequest struct {
 	TTLSeconds *int `json:"ttl_seconds,omitempty"`
 }
 
+// User An account.
+type User struct {
+	// ID Its number; it never changes.
+	ID compute.UserID `json:"id"`
+
+	// Username Its name.
+	Username string `json:"username"`
+
+	// Role What it may do at most.
+	Role compute.Role `json:"role"`
+
+	// Disabled Whether it is barred from everything.
+	Disabled bool `json:"disabled"`
+
+	// CreatedAt When it was added, to the second.
+	CreatedAt string `json:"created_at"`
+
+	// Limits The limits that an account has of its own.
+	Limits UserLimits `json:"limits"`
+}
+
+// UserChange What is to change of an account. What is left out stays as it is; a role or a `disabled` of null does, too.
+type UserChange struct {
+	// Disabled Whether it is barred from everything.
+	Disabled *bool `json:"disabled,omitempty"`
+
+	// Limits Other limits, 0 to 1000; null is the installation's default. One that is left out stays as it is.
+	Limits *UserLimitsChange `json:"limits,omitempty"`
+
+	// Role What it may do at most, `user` or `admin`.
+	Role *compute.Role `json:"role,omitempty"`
+}
+
+// UserLimits The limits that an account has of its own.
+type UserLimits struct {
+	// Containers Containers that it may have; null is the installation's default.
+	Containers *int `json:"containers"`
+
+	// Keys SSH keys that it may have; null is the installation's default.
+	Keys *int `json:"keys"`
+}
+
+// UserLimitsChange Other limits, 0 to 1000; null is the installation's default. One that is left out stays as it is.
+type UserLimitsChange struct {
+	// Containers Containers that it may have.
+	Containers NewLimit `json:"containers,omitempty"`
+
+	// Keys SSH keys that it may have.
+	Keys NewLimit `json:"keys,omitempty"`
+}
+
+// UserList defines model for UserList.
+type UserList struct {
+	// Users Oldest first.
+	Users []User `json:"users"`
+
+	// Next What to send as `after` for the next page; absent on the last.
+	Next string `json:"next,omitempty"`
+}
+
+// UserRequest An account to add.
+type UserRequest struct {
+	// PublicKeys Its first SSH keys, lines as in a file such as `~/.ssh/id_ed25519.pub`. Comments become their names.
+	PublicKeys []string `json:"public_keys,omitempty"`
+
+	// Role What it may do at most, `user` or `admin`.
+	Role *compute.Role `json:"role,omitempty"`
+
+	// Username Its name, 1 to 32 lowercase letters, digits and hyphens.
+	Username string `json:"username"`
+}
+
+// After defines model for After.
+type After = string
+
 // ContainerID defines model for ContainerID.
 type ContainerID = string
 
@@ -481,6 +638,9 @@ type IdempotencyKey = string
 
 // IfMatch defines model for IfMatch.
 type IfMatch = string
+
+// Limit defines model for Limit.
+type Limit = int
 
 // Conflict What every error looks like (RFC 9457).
 type Conflict = Problem
@@ -508,6 +668,39 @@ type Unavailable = Problem
 
 // UnsupportedMedia What every error looks like (RFC 9457).
 type UnsupportedMedia = Problem
+
+// ListAllContainersParams defines parameters for ListAllContainers.
+type ListAllContainersParams struct {
+	// User The `id` of the account whose containers are asked for.
+	User *int64 `form:"user,omitempty" json:"user,omitempty"`
+
+	// Status The status that they must have.
+	Status *Status `form:"status,omitempty" json:"status,omitempty"`
+
+	// Limit How many there are on a page at most, 1 to 1000.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// After The `next` of the page before: what follows it is answered. It is for the same list alone, and says nothing to read.
+	// Empty, or left out, it is the beginning.
+	After *After `form:"after,omitempty" json:"after,omitempty"`
+}
+
+// ListUsersParams defines parameters for ListUsers.
+type ListUsersParams struct {
+	// Limit How many there are on a page at most, 1 to 1000.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// After The `next` of the page before: what follows it is answered. It is for the same list alone, and says nothing to read.
+	// Empty, or left out, it is the beginning.
+	After *After `form:"after,omitempty" json:"after,omitempty"`
+}
+
+// AddUserParams defines parameters for AddUser.
+type AddUserParams struct {
+	// IdempotencyKey A name for this request that you make up, such as a UUID. For 24 hours a repetition of it does nothing, and is
+	// answered as the first, with `Idempotency-Replayed: true`. One that was refused may come again.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
 
 // ListAuditRecordsParams defines parameters for ListAuditRecords.
 type ListAuditRecordsParams struct {
@@ -596,6 +789,12 @@ type WatchContainersParams struct {
 	// Ticket A ticket, in place of the token.
 	Ticket *string `form:"ticket,omitempty" json:"ticket,omitempty"`
 }
+
+// AddUserJSONRequestBody defines body for AddUser for application/json ContentType.
+type AddUserJSONRequestBody = UserRequest
+
+// ChangeUserJSONRequestBody defines body for ChangeUser for application/json ContentType.
+type ChangeUserJSONRequestBody = UserChange
 
 // CreateContainerJSONRequestBody defines body for CreateContainer for application/json ContentType.
 type CreateContainerJSONRequestBody = ContainerRequest

@@ -4,8 +4,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"berth/internal/compute"
 	"berth/internal/config"
 )
 
@@ -37,10 +39,18 @@ func TestFirstAdminKeepsItsKey(t *testing.T) {
 	if err != nil || again.user.ID != first.user.ID || len(again.identities) != 1 || again.identities[0] != first.identities[0] {
 		t.Errorf("at the second start it is %+v, %v", again, err)
 	}
+	_, err = b.operator.SetUserDisabled(t.Context(), first.user.Username, true)
+	if compute.CodeOf(err) != compute.CodeConflict || !strings.Contains(compute.UserMessage(err), "`berth user add NAME --admin`") {
+		t.Errorf("to disable the only admin: %v", err)
+	}
+	second, err := b.operator.AddUser(t.Context(), "second", true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := b.operator.SetUserDisabled(t.Context(), first.user.Username, true); err != nil {
 		t.Fatal(err)
 	}
-	if none, err := b.firstAdmin(t.Context()); err != nil || none.user.ID != 0 {
-		t.Errorf("a disabled admin is found: %+v, %v", none, err)
+	if next, err := b.firstAdmin(t.Context()); err != nil || next.user.ID != second.ID {
+		t.Errorf("with the first disabled it is %+v, %v", next, err)
 	}
 }

@@ -193,7 +193,7 @@ func TestOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkOperator(t, o, "bob", key.line)
-	if list, err := o.Users(t.Context()); err != nil || len(list) != 2 {
+	if list, err := o.Users(t.Context()); err != nil || len(list) != 3 {
 		t.Errorf("users are %+v, %v", list, err)
 	}
 	if err := o.Close(); err != nil {
@@ -226,6 +226,15 @@ func checkOperator(t *testing.T, o Operator, name, key string) {
 		}
 	}
 	checkTokens(t, o, name)
+	if list, err := o.Users(ctx); err != nil || len(list) == 1 { // the only administrator is not to be disabled
+		_, err = o.SetUserDisabled(ctx, name, true)
+		if compute.CodeOf(err) != compute.CodeConflict || !strings.Contains(compute.UserMessage(err), "`berth user add NAME --admin`") {
+			t.Errorf("the only administrator, disabled: %v", err)
+		}
+		if _, err := o.AddUser(ctx, "spare", true, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if u, err = o.SetUserDisabled(ctx, name, true); err != nil || !u.Disabled {
 		t.Errorf("disabled is %+v, %v", u, err)
 	}

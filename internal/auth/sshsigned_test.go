@@ -170,6 +170,9 @@ func TestSSHSignedChoosesTheAccount(t *testing.T) {
 		t.Errorf("%+v", g)
 	}
 	wantRefused(t, s, as("eve"))
+	if _, err := w.store.CreateUser(t.Context(), "other-admin", compute.RoleAdmin); err != nil { // the last one is not disabled
+		t.Fatal(err)
+	}
 	if _, err := w.store.SetUserDisabled(t.Context(), w.ada.ID, true); err != nil {
 		t.Fatal(err)
 	}

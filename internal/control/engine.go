@@ -31,6 +31,14 @@ type Engine interface {
 	// container whose owner deleted it.
 	Remove(ctx context.Context, r compute.Ref) error
 
+	// Stored lists what the engine holds of containers, whether the database knows of them or not.
+	Stored(ctx context.Context) ([]compute.Stored, error)
+
+	// Discard destroys what Stored lists of a container, another installation's too; CodeNotFound when there is nothing.
+	// Control calls it only because an administrator says so. It calls unknown first, whose error it returns with nothing
+	// changed, and no other call changes the container from then until Discard returns.
+	Discard(ctx context.Context, r compute.Ref, unknown func(context.Context) error) error
+
 	// Watch calls f for every container that this installation has on the engine, then synced once, then f for every
 	// change that was not asked for by Apply or Remove (a process that died, say), until ctx ends or the engine fails.
 	Watch(ctx context.Context, f func(compute.Observation), synced func()) error

@@ -113,6 +113,31 @@ func (e *fakeEngine) Watch(ctx context.Context, f func(compute.Observation), syn
 	return ctx.Err()
 }
 
+func (e *fakeEngine) Stored(context.Context) ([]compute.Stored, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []compute.Stored
+	for r := range e.storage {
+		_, runs := e.running[r]
+		list = append(list, compute.Stored{Ref: r, Running: runs})
+	}
+	return list, nil
+}
+
+func (e *fakeEngine) Discard(ctx context.Context, r compute.Ref, unknown func(context.Context) error) error {
+	if err := unknown(ctx); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.storage[r] {
+		return compute.NotFound("storage")
+	}
+	delete(e.storage, r)
+	delete(e.running, r)
+	return nil
+}
+
 func (e *fakeEngine) Usage(_ context.Context, r compute.Ref) (compute.Usage, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

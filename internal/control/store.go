@@ -15,10 +15,17 @@ type Store interface {
 	Users(ctx context.Context) ([]compute.User, error)
 	User(ctx context.Context, id compute.UserID) (compute.User, error)
 	UserByName(ctx context.Context, username string) (compute.User, error)
+	// SetUserDisabled and ChangeUser refuse, with CodeConflict, to leave no administrator who is enabled.
 	SetUserDisabled(ctx context.Context, id compute.UserID, disabled bool) (compute.User, error)
+	ChangeUser(ctx context.Context, id compute.UserID, change compute.UserChange) (compute.LimitedUser, error)
+	LimitedUser(ctx context.Context, id compute.UserID) (compute.LimitedUser, error)
+	// LimitedUsersAfter lists accounts with higher ids, in their order; AllContainers lists containers with higher numbers, in
+	// theirs, without deleted ones. Both return limit of them, or fewer where there are no more.
+	LimitedUsersAfter(ctx context.Context, after compute.UserID, limit int) ([]compute.LimitedUser, error)
+	AllContainers(ctx context.Context, f compute.ContainerFilter, after int64, limit int) ([]compute.OwnedContainer, error)
 
 	// SSH keys. AddKey takes the owner, name, canonical line and fingerprint of k; CodeConflict when the owner has that key,
-	// CodeLimit at limit. DeleteKey also takes the key out of the owner's containers.
+	// CodeLimit at limit, or at the limit that the owner has of its own. DeleteKey also takes the key out of the owner's containers.
 	AddKey(ctx context.Context, k compute.SSHKey, limit int) (compute.SSHKey, error)
 	Keys(ctx context.Context, owner compute.UserID) ([]compute.SSHKey, error)
 	DeleteKey(ctx context.Context, owner compute.UserID, id int64) error
@@ -26,7 +33,7 @@ type Store interface {
 	// Containers, as their owners see them: deleted ones are absent.
 	//
 	// CreateContainer inserts c under a new id, with the smallest free slot; CodeInvalid on ssh_key_ids for ids that are
-	// not keys of c.Owner, CodeLimit at limit.
+	// not keys of c.Owner, CodeLimit at limit, or at the limit that the owner has of its own.
 	CreateContainer(ctx context.Context, c compute.Container, limit int) (compute.Container, error)
 	Containers(ctx context.Context, owner compute.UserID) ([]compute.Container, error)
 	// ContainersAt also returns the number of the last event whose change the list shows; both are of one snapshot.

@@ -52,11 +52,19 @@ func (u Users) parse(lines []string) ([]compute.SSHKey, error) {
 // List returns every account, oldest first.
 func (u Users) List(ctx context.Context) ([]compute.User, error) { return u.Store.Users(ctx) }
 
-// SetDisabled bars an account from everything, or lets it in again; its containers go on.
+// SetDisabled bars an account from everything, or lets it in again; its containers go on. The last administrator who is
+// enabled is not barred: for whoever must be, root of this machine makes another one first.
 func (u Users) SetDisabled(ctx context.Context, username string, disabled bool) (compute.User, error) {
 	user, err := u.Store.UserByName(ctx, username)
 	if err != nil {
 		return compute.User{}, err
 	}
-	return u.Store.SetUserDisabled(ctx, user.ID, disabled)
+	changed, err := u.Store.SetUserDisabled(ctx, user.ID, disabled)
+	if compute.CodeOf(err) == compute.CodeConflict {
+		return compute.User{}, &compute.Error{
+			Code: compute.CodeConflict, Cause: err,
+			Message: username + " is the only administrator who is enabled; add another first, with `berth user add NAME --admin`.",
+		}
+	}
+	return changed, err
 }

@@ -50,6 +50,7 @@ func Run(t *testing.T, s *Subject) {
 	t.Run("stopped and started it is fresh outside its mount paths", func(t *testing.T) { testFresh(t, s) })
 	t.Run("storage that is missing is not made anew", func(t *testing.T) { testMissing(t, s) })
 	t.Run("removing what never was", func(t *testing.T) { testRemoveAbsent(t, s) })
+	t.Run("storage that nobody knows of", func(t *testing.T) { testDiscard(t, s) })
 	t.Run("a death is told of and a start follows", func(t *testing.T) { testDeath(t, s) })
 	t.Run("the engine's end leaves containers running", func(t *testing.T) { testReopen(t, s) })
 	t.Run("admission", func(t *testing.T) { testAdmit(t, s) })

@@ -76,6 +76,32 @@ func (e *engine) Remove(_ context.Context, r compute.Ref) error {
 	return nil
 }
 
+// Stored lists what was applied, and nothing else: see admin_test.go.
+func (e *engine) Stored(context.Context) ([]compute.Stored, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []compute.Stored
+	for r, running := range e.running {
+		list = append(list, compute.Stored{
+			Ref: r, Running: running, Bytes: 3 << 29, WrittenAt: time.Date(2026, 1, 15, 10, 30, 0, 0, time.UTC), Foreign: r.Owner > 1000,
+		})
+	}
+	return list, nil
+}
+
+func (e *engine) Discard(ctx context.Context, r compute.Ref, unknown func(context.Context) error) error {
+	if err := unknown(ctx); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.running[r]; !ok {
+		return compute.NotFound("storage")
+	}
+	delete(e.running, r)
+	return nil
+}
+
 func (e *engine) Watch(ctx context.Context, _ func(compute.Observation), synced func()) error {
 	synced()
 	<-ctx.Done()

@@ -14,6 +14,9 @@ import (
 
 // authenticate returns who acts. The token must allow scope, if it is not anyScope.
 func (s *Server) authenticate(ctx context.Context, c *fiber.Ctx, scope auth.Scope) (compute.Principal, error) {
+	if scope == auth.ScopeAdmin {
+		return s.authenticateAdmin(ctx, c)
+	}
 	cred, err := s.admit(ctx, c, scope, headerOrCookie)
 	return cred.Principal, err
 }

@@ -384,6 +384,9 @@ func TestQueries(t *testing.T) {
 func TestEveryRouteRefuses(t *testing.T) {
 	a := newAPI(t, nil)
 	c := a.create(a.adaToken, "box", a.addKey(a.adaToken, "laptop"))
+	if _, err := a.store.ChangeUser(t.Context(), a.ada.ID, compute.UserChange{Role: role(compute.RoleAdmin)}); err != nil {
+		t.Fatal(err)
+	}
 	bodies := map[string]string{
 		"POST /compute/containers":              `{"name":"b","ssh_key_ids":[1]}`,
 		"POST /compute/ssh-keys":                string(encode(map[string]string{"name": "n", "public_key": newKey(t, "")})),
@@ -393,6 +396,8 @@ func TestEveryRouteRefuses(t *testing.T) {
 		"POST /compute/containers/{id}/ingress": `{"port":80}`,
 		"PUT /compute/containers/{id}/mounts":   `{"mount_paths":[]}`,
 		"POST /compute/tokens":                  `{"name":"t","scopes":["all"]}`,
+		"POST /compute/admin/users":             `{"username":"carol"}`,
+		"PATCH /compute/admin/users/{id}":       `{"role":"user"}`,
 	}
 	eachOperation(t, func(route string, o *openapi3.Operation) {
 		method, path, _ := strings.Cut(route, " ")
@@ -403,11 +408,14 @@ func TestEveryRouteRefuses(t *testing.T) {
 		if strings.Contains(path, "ssh-keys/") {
 			good = "/compute/ssh-keys/1"
 		}
+		if strings.Contains(path, "users/") {
+			good = "/compute/admin/users/1"
+		}
 		r := a.do(method, good+"?x=SECRET", a.adaToken, bodies[route])
 		if said := r.isProblem(t, http.StatusBadRequest, compute.CodeInvalid, "x"); strings.Contains(said, "SECRET") {
 			t.Errorf("%s: %s", route, said)
 		}
-		for _, name := range []string{"{id}", "{port}"} {
+		for _, name := range []string{"{id}", "{port}", "{ref}"} {
 			if strings.Contains(path, name) {
 				bad := strings.NewReplacer(name, "A-1", "{id}", string(c.ID), "{port}", "80").Replace(path)
 				a.do(method, bad, a.adaToken, bodies[route]).isProblem(t, http.StatusNotFound, compute.CodeNotFound, "")

@@ -53,6 +53,8 @@ type Service interface {
 	ListKeys(ctx context.Context, p compute.Principal) ([]compute.SSHKey, error)
 	AddKey(ctx context.Context, p compute.Principal, name, publicKey string) (compute.SSHKey, error)
 	DeleteKey(ctx context.Context, p compute.Principal, id int64) error
+
+	Administration
 }
 
 // Verifier says what a bearer token proves; CodeUnauthenticated when it proves nothing.
@@ -232,6 +234,7 @@ func (s *Server) routes() {
 
 	s.tokenRoutes()
 	s.handle(fiber.MethodGet, "/compute/audit", auth.ScopeAuditRead, s.listAuditRecords)
+	s.adminRoutes()
 
 	// These authenticate by themselves.
 	s.open(fiber.MethodPost, "/compute/session", s.openSession)

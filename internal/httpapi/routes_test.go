@@ -270,6 +270,12 @@ func TestPathsAndMethods(t *testing.T) {
 		{"PATCH", "/compute/containers/a1b2c3d4/mounts", "GET, HEAD, PUT"},
 		{"PUT", "/compute/ssh-keys", "GET, HEAD, POST"},
 		{"GET", "/compute/ssh-keys/1", "DELETE"},
+		{"DELETE", "/compute/admin/users", "GET, HEAD, POST"},
+		{"DELETE", "/compute/admin/users/1", "GET, HEAD, PATCH"},
+		{"POST", "/compute/admin/containers", "GET, HEAD"},
+		{"GET", "/compute/admin/containers/a1b2c3d4/stop", "POST"},
+		{"DELETE", "/compute/admin/storage", "GET, HEAD"},
+		{"GET", "/compute/admin/storage/compute-1-a1b2c3d4", "DELETE"},
 		{"POST", "/healthz", "GET, HEAD"},
 		{"TRACE", "/healthz", "GET, HEAD"},
 	} {

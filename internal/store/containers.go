@@ -75,7 +75,7 @@ func scanContainer(row scanner) (compute.Container, error) {
 
 // CreateContainer stores c as pending, under a new id and with the smallest free slot, or compute.NoSlot while none is
 // free. It takes owner, name, type, sizes, keys, switches and mount paths of c. CodeInvalid on ssh_key_ids for ids that are
-// not the owner's keys, CodeLimit at limit.
+// not the owner's keys, CodeLimit at limit, or at the limit that the owner has of its own.
 func (s *Store) CreateContainer(ctx context.Context, c compute.Container, limit int) (made compute.Container, err error) {
 	dirs, err := json.Marshal(append([]string{}, c.MountPaths...))
 	if err != nil {
@@ -83,6 +83,9 @@ func (s *Store) CreateContainer(ctx context.Context, c compute.Container, limit 
 	}
 	err = s.write(ctx, "create container", func(t *tx) error {
 		if err := activeUser(t, c.Owner); err != nil {
+			return err
+		}
+		if limit, err = t.limitOf(queryOwnMaxContainers, c.Owner, limit); err != nil {
 			return err
 		}
 		id, err := t.takeID(c.Owner)
@@ -94,7 +97,7 @@ func (s *Store) CreateContainer(ctx context.Context, c compute.Container, limit 
 		if violates(err, "containers_within_limit") {
 			return &compute.Error{
 				Code: compute.CodeLimit, Cause: err,
-				Message: "You have as many containers as an account may have; delete one first.",
+				Message: "You have as many containers as your account may have; delete one first.",
 			}
 		}
 		if err != nil {

@@ -34,10 +34,14 @@ func scanKey(row scanner) (compute.SSHKey, error) {
 	return k, nil
 }
 
-// AddKey stores a public key with its owner. CodeConflict when the owner has it already, CodeLimit at limit.
-func (s *Store) AddKey(ctx context.Context, k compute.SSHKey, limit int) (compute.SSHKey, error) {
-	err := s.write(ctx, "add SSH key", func(t *tx) error {
+// AddKey stores a public key with its owner. CodeConflict when the owner has it already, CodeLimit at limit, or at the limit
+// that the owner has of its own.
+func (s *Store) AddKey(ctx context.Context, k compute.SSHKey, limit int) (added compute.SSHKey, err error) {
+	err = s.write(ctx, "add SSH key", func(t *tx) error {
 		if err := activeUser(t, k.Owner); err != nil {
+			return err
+		}
+		if limit, err = t.limitOf(queryOwnMaxKeys, k.Owner, limit); err != nil {
 			return err
 		}
 		return t.addKey(&k, limit)
@@ -57,7 +61,7 @@ func (t *tx) addKey(k *compute.SSHKey, limit int) error {
 		}
 		return &compute.Error{
 			Code: compute.CodeLimit, Cause: err,
-			Message: "You have as many SSH keys as an account may have; delete one first.",
+			Message: "You have as many SSH keys as your account may have; delete one first.",
 		}
 	case isUnique(err):
 		return duplicateKey(nil)

@@ -64,6 +64,14 @@ func TestIndexesServe(t *testing.T) {
 		"audit edge":      edgePlan(compute.AuditQuery{Owner: 1, Container: "a1b2c3d4", Action: "x"}),
 		"edge of box":     edgePlan(compute.AuditQuery{Container: "a1b2c3d4", Action: "x"}),
 		"audit onwards":   plan(compute.AuditQuery{After: 7, OldestFirst: true}),
+		"limited user":    queryLimitedUser,
+		"limited users":   queryLimitedUsersAfter,
+		"all boxes":       queryAllContainers,
+		"boxes of":        queryContainersOf,
+		"boxes in":        queryContainersIn,
+		"boxes of in":     queryContainersOfIn,
+		"max containers":  queryOwnMaxContainers,
+		"max keys":        queryOwnMaxKeys,
 	} {
 		args := make([]any, 20)
 		n := strings.Count(query, "?")

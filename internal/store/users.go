@@ -33,8 +33,8 @@ func (s *Store) CreateUser(
 	if err := compute.ValidateUsername(username); err != nil {
 		return u, err
 	}
-	if role != compute.RoleUser && role != compute.RoleAdmin {
-		return u, compute.Invalid("role", "A role is user or admin.")
+	if err := compute.ValidateRole(role); err != nil {
+		return u, err
 	}
 	err = s.write(ctx, "create user", func(t *tx) error {
 		r, err := t.ExecContext(ctx, `INSERT INTO users (username, role, created_at) VALUES (?, ?, ?)`, username, role, t.now)
@@ -94,19 +94,10 @@ func (r *Reader) Accounts(ctx context.Context, fingerprint string) ([]compute.Us
 	return list, mapError(ctx, "read accounts", err)
 }
 
-// SetUserDisabled shuts an account out, or lets it in again.
-func (s *Store) SetUserDisabled(ctx context.Context, id compute.UserID, disabled bool) (u compute.User, err error) {
-	err = s.write(ctx, "disable user", func(t *tx) error {
-		if u, err = userByID(ctx, t, id); err != nil || u.Disabled == disabled {
-			return err
-		}
-		u.Disabled = disabled
-		if err := t.one(`UPDATE users SET disabled = ? WHERE id = ?`, disabled, id); err != nil {
-			return err
-		}
-		return t.event(compute.Event{Kind: compute.EventUserChanged, Owner: id})
-	})
-	return u, err
+// SetUserDisabled shuts an account out, or lets it in again. CodeConflict for the last administrator that is enabled.
+func (s *Store) SetUserDisabled(ctx context.Context, id compute.UserID, disabled bool) (compute.User, error) {
+	changed, err := s.ChangeUser(ctx, id, compute.UserChange{Disabled: &disabled})
+	return changed.User, err
 }
 
 func userByID(ctx context.Context, q querier, id compute.UserID) (compute.User, error) {

@@ -8,6 +8,8 @@ CREATE INDEX container_ids_of_owner ON container_ids (owner);
 
 CREATE INDEX container_keys_by_key ON container_keys (key, owner);
 
+CREATE INDEX containers_by_status ON containers (status) WHERE ordinal IS NOT NULL;
+
 CREATE INDEX containers_without_slot ON containers (owner) WHERE slot IS NULL AND desired <> 'deleted';
 
 CREATE UNIQUE INDEX gateways_in_force ON gateways (name) WHERE revoked_at IS NULL;
@@ -216,7 +218,7 @@ CREATE TABLE users (
     role       TEXT    NOT NULL CHECK (role IN ('user', 'admin')),
     disabled   INTEGER NOT NULL DEFAULT 0 CHECK (disabled IN (0, 1)),
     created_at INTEGER NOT NULL
-) STRICT;
+, max_containers INTEGER CHECK (max_containers BETWEEN 0 AND 1000), max_keys INTEGER CHECK (max_keys BETWEEN 0 AND 1000)) STRICT;
 
 CREATE TRIGGER container_ids_final BEFORE UPDATE ON container_ids
 WHEN OLD.id IS NOT NEW.id OR OLD.owner IS NOT NEW.owner
