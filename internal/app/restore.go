@@ -75,8 +75,8 @@ func (r *restore) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Seconds since 1970, so that epochs grow also where nobody knows any more what came after the backup.
-	id, err := store.Renew(ctx, staged, max(now.Epoch+1, time.Now().Unix()))
+	// Milliseconds since 1970, so that epochs grow also where nobody knows any more what came after the backup.
+	id, err := store.Renew(ctx, staged, max(now.Epoch+1, time.Now().UnixMilli()))
 	if err != nil {
 		return err
 	}
