@@ -82,6 +82,12 @@ func TestIfMatch(t *testing.T) {
 	a.sendIf("PATCH", "/compute/containers/00000000", a.adaToken, was, `{}`).isProblem(t, 404, compute.CodeNotFound, "")
 	var c container
 	a.sendIf("PATCH", path, a.adaToken, "*", `{"name": "two"}`).into(t, 200, &c)
+	// What does not take the condition is not done under one.
+	for _, r := range []struct{ method, path, body string }{
+		{"DELETE", "", ""}, {"POST", "/stop", ""}, {"PUT", "/ssh", `{"ssh_enabled": true}`}, {"PUT", "/mounts", `{"mount_paths": []}`},
+	} {
+		a.sendIf(r.method, path+r.path, a.adaToken, tag(), r.body).isProblem(t, 400, compute.CodeInvalid, "")
+	}
 
 	// Whatever an owner changes is another tag; what is merely observed is none.
 	seen := map[string]string{}

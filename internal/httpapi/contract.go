@@ -49,9 +49,10 @@ var readDocument = sync.OnceValues(func() (*document, error) {
 // operation is what the document says that a request may have. The path is not in it: what an id or a port must look like
 // is for whoever looks it up, since one that cannot exist is answered as one that does not.
 type operation struct {
-	id    string // operationId
-	query map[string]queryParameter
-	body  *schema // nil: a body is not read
+	id      string // operationId
+	query   map[string]queryParameter
+	body    *schema // nil: a body is not read
+	ifMatch bool    // it takes the condition; others refuse it, rather than do what was not to be done
 }
 
 type queryParameter struct {
@@ -111,7 +112,7 @@ func (d *document) operation(method, path string) (operation, error) {
 		}
 	}
 	for _, p := range slices.Concat(shared, described.Parameters) {
-		if err := d.addParameter(o.query, p); err != nil {
+		if err := d.addParameter(&o, p); err != nil {
 			return o, err
 		}
 	}
@@ -131,14 +132,17 @@ func (d *document) operation(method, path string) (operation, error) {
 	return o, nil
 }
 
-// addParameter adds p to query, if that is where it is.
-func (d *document) addParameter(query map[string]queryParameter, p parameter) error {
+// addParameter adds p to what a request may have.
+func (d *document) addParameter(o *operation, p parameter) error {
 	if p.Ref != "" {
 		p = d.Components.Parameters[strings.TrimPrefix(p.Ref, "#/components/parameters/")]
 	}
 	switch p.In {
 	case "query":
-	case "path", "header", "cookie":
+	case "header":
+		o.ifMatch = o.ifMatch || p.Name == fiber.HeaderIfMatch
+		return nil
+	case "path", "cookie":
 		return nil
 	default:
 		return errors.New("a parameter has no place")
@@ -150,7 +154,7 @@ func (d *document) addParameter(query map[string]queryParameter, p parameter) er
 	if err != nil {
 		return fmt.Errorf("the query parameter %s: %w", p.Name, err)
 	}
-	query[p.Name] = queryParameter{p.Required, s}
+	o.query[p.Name] = queryParameter{p.Required, s}
 	return nil
 }
 
@@ -165,6 +169,9 @@ func (d *document) schema(text json.RawMessage) (*schema, error) {
 
 // check holds a request against the document. Its errors are for the client.
 func (o operation) check(c *fiber.Ctx) error {
+	if !o.ifMatch && !safe(c.Method()) && len(c.Request().Header.Peek(fiber.HeaderIfMatch)) > 0 {
+		return compute.Errorf(compute.CodeInvalid, "This path takes no If-Match, and nothing was done; send it without.")
+	}
 	if err := o.checkQuery(c.Context().QueryArgs()); err != nil || o.body == nil {
 		return err
 	}
