@@ -118,7 +118,7 @@ func (s *sessionRecord) end() {
 	if since.IsZero() {
 		return
 	}
-	r.Action, r.Duration = compute.ActionSessionEnd, time.Since(since)
+	r.Action, r.Duration = compute.ActionSessionEnd, max(time.Since(since), time.Millisecond) // none would be no session
 	s.g.o.Record(r)
 }
 
