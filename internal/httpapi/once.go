@@ -25,8 +25,8 @@ const (
 	headerReplayed       = "Idempotency-Replayed"
 )
 
-// idempotencyKey is a key as it is, or as a structured field's string.
-var idempotencyKey = regexp.MustCompile(`^"?[!#-\[\]-~]{1,255}"?$`)
+// idempotencyKey is a key as it is, or as a structured field's string, which is the same one.
+var idempotencyKey = regexp.MustCompile(`^(?:"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255}))$`)
 
 // handler answers what a principal asks.
 type handler func(context.Context, *fiber.Ctx, compute.Principal) (answer, error)
@@ -39,11 +39,12 @@ func (s *Server) once(f handler) handler {
 		if len(keys) == 0 {
 			return f(ctx, c, p)
 		}
-		key := string(keys[0])
-		if len(keys) > 1 || !idempotencyKey.MatchString(key) {
+		match := idempotencyKey.FindSubmatch(keys[0])
+		if len(keys) > 1 || match == nil {
 			return answer{}, compute.Errorf(compute.CodeInvalid,
 				"An Idempotency-Key is 1 to 255 letters, digits and signs, without spaces; a UUID is a good one.")
 		}
+		key := string(match[1]) + string(match[2])
 		request := sha256.Sum256(append([]byte(c.Method()+" "+c.Path()+"\n"), c.Request().Body()...))
 		saved, err := s.saved.BeginOnce(ctx, p.User, key, request)
 		if err != nil {

@@ -56,7 +56,16 @@ func TestIdempotencyKey(t *testing.T) {
 	if r := a.sendOnce("/compute/containers", a.adaToken, "fix", box("fixed")); r.status != 201 {
 		t.Errorf("%+v", r)
 	}
-	for _, bad := range []string{"", "a b", `a"b`, strings.Repeat("x", 256), "é"} {
+	if r := a.sendOnce("/compute/containers", a.adaToken, `"box"`, box("box")); r.body != made.body {
+		t.Errorf("the same key as a structured field's string: %+v", r)
+	}
+	long := strings.Repeat("x", 255)
+	for _, key := range []string{`"` + long + `"`, long} {
+		if r := a.sendOnce("/compute/containers", a.adaToken, key, box("long")); r.status != 201 {
+			t.Errorf("the longest key: %+v", r)
+		}
+	}
+	for _, bad := range []string{"", "a b", `a"b`, `"a`, `a"`, `""`, long + "x", "é"} {
 		a.sendOnce("/compute/containers", a.adaToken, bad, box("never")).isProblem(t, 400, compute.CodeInvalid, "")
 	}
 	ingress := made.header.Get("Location") + "/ingress"
