@@ -4,6 +4,8 @@ CREATE INDEX container_keys_by_key ON container_keys (key, owner);
 
 CREATE INDEX containers_without_slot ON containers (owner) WHERE slot IS NULL AND desired <> 'deleted';
 
+CREATE INDEX events_of_container ON events (container, seq) WHERE container <> '';
+
 CREATE UNIQUE INDEX gateways_in_force ON gateways (name) WHERE revoked_at IS NULL;
 
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
