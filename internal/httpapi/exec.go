@@ -79,8 +79,9 @@ func (s *Server) execCommand(ctx context.Context, c *fiber.Ctx, cred credential)
 	})
 	defer end()
 	result, err := s.sessions.Run(run, box.Ref(), client, cmd, maxOutput)
+	timedOut := errors.Is(err, errRunTime) && result.Ended
 	switch {
-	case result.Ended && (errors.Is(err, errRunTime) || errors.Is(err, errClientGone)):
+	case timedOut:
 	case s.base.Err() != nil:
 		return answer{}, errStopped
 	case errors.Is(err, errRunTime), errors.Is(err, errClientGone):
@@ -91,7 +92,7 @@ func (s *Server) execCommand(ctx context.Context, c *fiber.Ctx, cred credential)
 	case err != nil:
 		return answer{}, err
 	}
-	return answer{http.StatusOK, execResult(result, errors.Is(err, errRunTime))}, nil
+	return answer{http.StatusOK, execResult(result, timedOut)}, nil
 }
 
 // lasting returns the context of a command, which outlasts other requests, and what must be called at its end.
