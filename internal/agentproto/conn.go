@@ -272,7 +272,11 @@ func (c *Conn) openStream(ctx context.Context, t frameType, ch *Channel, payload
 	select {
 	case err = <-ch.opened:
 	case <-ch.done:
-		err = c.why()
+		select {
+		case err = <-ch.opened: // it has ended since, and what came before that can be read
+		default:
+			err = c.why()
+		}
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}

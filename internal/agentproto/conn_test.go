@@ -287,6 +287,38 @@ func TestAnAttachmentEndsItsChannels(t *testing.T) {
 	}
 }
 
+// A channel that was over before its opener had its turn has been opened all the same, and what was written to it is there.
+func TestAChannelThatEndsAtOnce(t *testing.T) {
+	gateway, agent := connect(t, agentproto.Config{}, agentproto.Config{})
+	g, a := attach(t, gateway, agent)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer gateway.Close()
+	wg.Go(func() {
+		for {
+			n, err := a.AcceptChannel(context20(t))
+			if err != nil {
+				return
+			}
+			if ch, err := n.Accept(); err == nil {
+				_, _ = io.WriteString(ch, "all")
+				_ = ch.CloseWrite()
+				_ = ch.Close()
+			}
+		}
+	})
+	for i := range 2000 {
+		ch, err := g.Open(context20(t), "short", nil)
+		if err != nil {
+			t.Fatalf("%d: %v", i, err)
+		}
+		if text, err := io.ReadAll(ch); err != nil || string(text) != "all" {
+			t.Fatalf("%d: %q, %v", i, text, err)
+		}
+		ch.Close()
+	}
+}
+
 func TestALostTransportIsAnError(t *testing.T) {
 	gateway, agent := connect(t, agentproto.Config{}, agentproto.Config{})
 	g, a := attach(t, gateway, agent)
