@@ -844,6 +844,15 @@ type AddIngressRuleParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ReadLogsParams defines parameters for ReadLogs.
+type ReadLogsParams struct {
+	// Tail At most so many of the last lines; all that are kept where it is left out.
+	Tail *int64 `form:"tail,omitempty" json:"tail,omitempty"`
+
+	// Follow Go on with what is written from now on.
+	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
 // SetContainerKeysParams defines parameters for SetContainerKeys.
 type SetContainerKeysParams struct {
 	// IfMatch The `ETag` that the container must have, or several of them with commas between, or `*` (RFC 9110).

@@ -21,9 +21,9 @@ import (
 )
 
 // Scripts run with these variables, of the account that is logged in: ME (its name), HOME, TOKEN, KEYID, KEY (the private
-// key's file), API, ZONE, SSH_PORT and DATA (the data directory). ssh, scp and sftp are the stock ones with -F, as everything that
-// calls them gets them; they end with 124 after LIMIT seconds, and SSH is the client itself. BERTH_DATA names the instance for
-// berth's own commands. nobody runs a program as that user.
+// key's file), API, ZONE, SSH_PORT and DATA (the data directory); IMAGE is the base image's archive. ssh, scp and sftp are the
+// stock ones with -F, as everything that calls them gets them; they end with 124 after LIMIT seconds, and SSH is the client itself.
+// BERTH_DATA names the instance for berth's own commands. nobody runs a program as that user.
 func TestScripts(t *testing.T) {
 	bin, err := binDir()
 	if err != nil {
@@ -47,7 +47,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // of noise, throttle and retry, which are this program
 			env.Setenv("SSH", stock)
 			env.Defer(func() { s.end(env.T()) })
-			return nil
+			image, err := imagePath()
+			env.Setenv("IMAGE", image)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"instance": command(cmdInstance), "up": command(cmdUp), "down": command(cmdDown), "harm": command(cmdHarm),

@@ -52,12 +52,7 @@ func Init(o Options, socket string, argv []string) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	if len(argv) > 0 {
-		if err := s.runImage(argv); err != nil {
-			s.log.Error("start the image's command", "err", err)
-			fmt.Fprintf(&s.logs, "berth: %s: %v\n", argv[0], err)
-		}
-	}
+	s.RunImage(argv)
 	select {
 	case err := <-served:
 		return err
@@ -112,45 +107,6 @@ func listen(socket string) (net.Listener, error) {
 		return nil, fmt.Errorf("close the socket to others: %w", err)
 	}
 	return l, nil
-}
-
-// runImage starts the image's own command; its output goes to a ring that gateways read.
-func (s *Server) runImage(argv []string) error {
-	env := environ(s.environ)
-	path, err := lookPath(argv[0], env.value("PATH"))
-	if err != nil {
-		return err
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		closeAll(r, w)
-		return err
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		dir = "/"
-	}
-	root, err := findAccount(s.passwd, s.group, "root")
-	if err == nil {
-		_, err = s.procs.start(command{
-			path: path, argv: argv, env: s.environ, dir: dir, as: root,
-			files: []uintptr{null.Fd(), w.Fd(), w.Fd()},
-		})
-	}
-	closeAll(null, w)
-	if err != nil {
-		_ = r.Close()
-		return err
-	}
-	go func() { // ends with the last process that has the pipe
-		defer r.Close()
-		_, _ = io.Copy(&s.logs, r)
-	}()
-	return nil
 }
 
 // endAll asks every process of the container to end, and makes those end that do not.

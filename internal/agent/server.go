@@ -47,7 +47,7 @@ type Server struct {
 	procs         *processes
 	passwd, group string
 	budget        *agentproto.Budget
-	logs          ring
+	logs          logbook
 	poller        poller
 
 	ctx    context.Context
@@ -272,10 +272,15 @@ func (s *Server) serveAttachment(a *agentproto.Attachment) {
 	}
 }
 
-// open begins a session, or refuses it.
+// open begins a session or a log, or refuses it.
 func (s *Server) open(n *agentproto.NewChannel, info agentproto.Attach) {
-	if n.Kind != "session" {
-		_ = n.Reject(agentproto.ReasonUnknownKind, "this agent opens sessions alone")
+	switch n.Kind {
+	case "session":
+	case agentproto.KindLogs:
+		s.openLogs(n)
+		return
+	default:
+		_ = n.Reject(agentproto.ReasonUnknownKind, "this agent opens sessions and logs alone")
 		return
 	}
 	user, err := findAccount(s.passwd, s.group, info.User)
@@ -308,11 +313,8 @@ func (c wireChannel) next() (request, bool) {
 
 // call answers what a gateway asks about the container.
 func (s *Server) call(_ context.Context, name string, _ []byte) ([]byte, error) {
-	switch name {
-	case "stats":
+	if name == "stats" {
 		return json.Marshal(readStats())
-	case "logs":
-		return s.logs.tail(agentproto.MaxAnswer), nil
 	}
 	return nil, errors.New("there is no such call")
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,30 +62,4 @@ func readKey(path, key string) int64 {
 		}
 	}
 	return 0
-}
-
-// ringSize is how much of the output of the image's command is kept.
-const ringSize = 256 << 10
-
-// ring keeps the end of what is written to it.
-type ring struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (r *ring) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.text = append(r.text, p...)
-	if n := len(r.text); n > 2*ringSize {
-		r.text = append(r.text[:0], r.text[n-ringSize:]...)
-	}
-	return len(p), nil
-}
-
-// tail returns at most the last n bytes.
-func (r *ring) tail(n int) []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return append([]byte(nil), r.text[max(len(r.text)-min(n, ringSize), 0):]...)
 }

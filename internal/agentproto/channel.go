@@ -255,7 +255,7 @@ func (c *Channel) writeFrames(t frameType, p []byte) error {
 	err := s.data(t, c.id, &c.out, p)
 	<-s.token
 	if err != nil && !errors.Is(err, ErrClosed) {
-		c.conn.fail(err)
+		c.conn.unwritable(err)
 	}
 	return err
 }

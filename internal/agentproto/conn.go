@@ -58,11 +58,12 @@ type Conn struct {
 	cancel context.CancelCauseFunc
 	owned  sync.WaitGroup
 
-	frames  atomic.Uint64 // received
-	extra   atomic.Int64  // what windows have beyond their initial size
-	broken  int           // only for the goroutine that receives
-	arrived chan *Attachment
-	calls   calls
+	frames    atomic.Uint64 // received
+	extra     atomic.Int64  // what windows have beyond their initial size
+	broken    int           // only for the goroutine that receives
+	unwritten sync.Once
+	arrived   chan *Attachment
+	calls     calls
 
 	mu       sync.Mutex // guards what follows; taken after a channel's, before out.mu
 	over     bool
@@ -199,10 +200,20 @@ func (c *Conn) flush() {
 		err := c.out.flush()
 		<-c.out.token
 		if err != nil {
-			c.fail(fmt.Errorf("%w: %w", errLost, err))
+			c.unwritable(fmt.Errorf("%w: %w", errLost, err))
 			return
 		}
 	}
+}
+
+// unwritable ends the connection to a peer that takes nothing any more, as one that has ended, but not before what it said last
+// is read.
+func (c *Conn) unwritable(why error) {
+	c.unwritten.Do(func() {
+		if c.nc.SetReadDeadline(time.Now().Add(lastWords)) != nil {
+			c.fail(why)
+		}
+	})
 }
 
 // queue hands over a frame that need not wait for room.
@@ -272,7 +283,11 @@ func (c *Conn) openStream(ctx context.Context, t frameType, ch *Channel, payload
 	select {
 	case err = <-ch.opened:
 	case <-ch.done:
-		err = c.why()
+		select {
+		case err = <-ch.opened: // it has ended since, and what came before that can be read
+		default:
+			err = c.why()
+		}
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -284,6 +285,91 @@ func TestAnAttachmentEndsItsChannels(t *testing.T) {
 	}
 	if _, err := io.ReadFull(survivorPeer, make([]byte, 1)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A channel that was over before its opener had its turn has been opened all the same, and what was written to it is there.
+func TestAChannelThatEndsAtOnce(t *testing.T) {
+	gateway, agent := connect(t, agentproto.Config{}, agentproto.Config{})
+	g, a := attach(t, gateway, agent)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer gateway.Close()
+	wg.Go(func() {
+		for {
+			n, err := a.AcceptChannel(context20(t))
+			if err != nil {
+				return
+			}
+			if ch, err := n.Accept(); err == nil {
+				_, _ = io.WriteString(ch, "all")
+				_ = ch.CloseWrite()
+				_ = ch.Close()
+			}
+		}
+	})
+	for i := range 2000 {
+		ch, err := g.Open(context20(t), "short", nil)
+		if err != nil {
+			t.Fatalf("%d: %v", i, err)
+		}
+		if text, err := io.ReadAll(ch); err != nil || string(text) != "all" {
+			t.Fatalf("%d: %q, %v", i, text, err)
+		}
+		ch.Close()
+	}
+}
+
+// late is a connection whose reader has not had its turn yet, once it is held.
+type late struct {
+	net.Conn
+	held atomic.Bool
+	goOn chan struct{}
+}
+
+func (l *late) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p[:1]) // no more than that before it is held
+	if l.held.Load() {
+		<-l.goOn
+	}
+	return n, err
+}
+
+// What an agent said before it ended is read, also when its gateway learns of its end first by writing to it.
+func TestLastWordsAreRead(t *testing.T) {
+	a, b := socketpair(t)
+	slow := &late{Conn: a, goOn: make(chan struct{})}
+	var wg sync.WaitGroup
+	var agent *agentproto.Conn
+	wg.Go(func() { agent, _ = agentproto.Accept(context20(t), b, agentproto.Config{}) })
+	gateway, err := agentproto.Dial(context20(t), slow, agentproto.Config{})
+	wg.Wait()
+	if err != nil || agent == nil {
+		t.Fatal(err)
+	}
+	defer gateway.Close()
+	defer agent.Close()
+	g, at := attach(t, gateway, agent)
+	mine, theirs := open(t, g, at)
+	slow.held.Store(true)
+	for _, do := range []func() error{
+		func() error { _, err := io.WriteString(theirs, "last words"); return err }, theirs.CloseWrite, theirs.Close, agent.Close,
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.WriteString(mine, "are you there?"); err == nil {
+		t.Error("who is gone took it")
+	}
+	close(slow.goOn)
+	if text, err := io.ReadAll(mine); err != nil || string(text) != "last words" {
+		t.Errorf("%q, %v", text, err)
+	}
+	select {
+	case <-gateway.Done():
+	case <-time.After(patience):
+		t.Error("the connection stays")
 	}
 }
 

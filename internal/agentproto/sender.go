@@ -19,7 +19,7 @@ const (
 
 	maxBatch    = 2           // frames of data in one write: an echo waits for no more than that
 	joinedWrite = 4 << 10     // data up to here is copied behind its header; more goes out from where it is
-	lastWords   = time.Second // for what waits when this end closes the connection
+	lastWords   = time.Second // for what waits when this end closes the connection, or when the peer has
 )
 
 var (

@@ -2,10 +2,16 @@ package compute
 
 // Entry says why nobody gets into the container now, or nil.
 func (c Container) Entry() error {
-	switch {
-	case !c.SSHEnabled:
+	if !c.SSHEnabled {
 		return Errorf(CodeSSHDisabled,
 			"SSH is off for container %s; its owner turns it on with PUT /compute/containers/%s/ssh.", c.ID, c.ID)
+	}
+	return c.Running()
+}
+
+// Running says why the container does not run now, or nil.
+func (c Container) Running() error {
+	switch {
 	case c.Status == StatusRunning:
 		return nil
 	case c.Status == StatusFailed && c.StatusMessage != "":

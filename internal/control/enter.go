@@ -16,6 +16,15 @@ func (s *Service) EnterContainer(ctx context.Context, p compute.Principal, id co
 	return c, c.Entry()
 }
 
+// RunningContainer returns one of the principal's containers if it runs now, whether or not it may be entered.
+func (s *Service) RunningContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (compute.Container, error) {
+	c, err := s.store.Container(ctx, p.User, id)
+	if err != nil {
+		return compute.Container{}, err
+	}
+	return c, c.Running()
+}
+
 // ContainerHistory returns up to limit changes of the status of one of the principal's containers after an event's number.
 func (s *Service) ContainerHistory(
 	ctx context.Context, p compute.Principal, id compute.ContainerID, after int64, limit int,

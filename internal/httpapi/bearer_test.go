@@ -33,6 +33,7 @@ var routes = []struct {
 	{"GET", "/compute/containers/00000000/ssh-keys", "", auth.ScopeContainersRead},
 	{"PUT", "/compute/containers/00000000/ssh-keys", `{"ssh_key_ids":[1]}`, auth.ScopeContainersWrite},
 	{"GET", "/compute/containers/00000000/events", "", auth.ScopeContainersRead},
+	{"GET", "/compute/containers/00000000/logs", "", auth.ScopeContainersRead},
 	{"GET", "/compute/containers/00000000/ingress", "", auth.ScopeContainersRead},
 	{"HEAD", "/compute/containers/00000000/ingress", "", auth.ScopeContainersRead},
 	{"POST", "/compute/containers/00000000/ingress", `{"port":443}`, auth.ScopeContainersWrite},

@@ -49,7 +49,7 @@ type feeds struct {
 }
 
 func newFeeds(limit, perUser int, times feedTimes) *feeds {
-	f := &feeds{seats: newSeats(limit, perUser, "feeds and streams of events"), times: times.withDefaults()}
+	f := &feeds{seats: newSeats(limit, perUser, "feeds and streams"), times: times.withDefaults()}
 	f.base, f.end = context.WithCancelCause(context.Background())
 	return f
 }

@@ -33,7 +33,7 @@ func (s *Server) verifyAgain(ctx context.Context, cred credential, scope auth.Sc
 const guardEvents = 16
 
 // guard watches over a request that lasts: it returns why the request must end, once its credential is not good any more or
-// look, if there is one, which is asked again after every change of the account's containers, says so; nil when ctx ends before
+// look, which is asked again after every change of the account's containers, says so; nil when ctx ends before
 // that.
 func (s *Server) guard(ctx context.Context, cred credential, scope auth.Scope, look func(context.Context) error) error {
 	expiry := time.NewTimer(time.Until(cred.Expires))
@@ -55,9 +55,6 @@ func (s *Server) guardOnce(
 ) error {
 	sub := s.events.Subscribe(cred.User, guardEvents)
 	defer sub.Close()
-	if look == nil {
-		look = func(context.Context) error { return nil }
-	}
 	err := s.verifyAgain(ctx, cred, scope)
 	if err == nil {
 		err = look(ctx)

@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -38,6 +39,8 @@ type Service interface {
 	) (control.ContainerView, error)
 	// EnterContainer returns a container that runs and that may be entered; CodeNotRunning, CodeSSHDisabled.
 	EnterContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (compute.Container, error)
+	// RunningContainer returns a container that runs, whether or not it may be entered; CodeNotRunning.
+	RunningContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (compute.Container, error)
 	ContainerHistory(
 		ctx context.Context, p compute.Principal, id compute.ContainerID, after int64, limit int,
 	) (compute.History, error)
@@ -82,6 +85,7 @@ type Gateways interface {
 // Sessions reaches into containers: see session.Multiplexer.
 type Sessions interface {
 	Run(ctx context.Context, r compute.Ref, c session.Client, cmd session.Command, limit int) (session.Result, error)
+	Logs(ctx context.Context, r compute.Ref, c session.Client, q session.LogQuery) (io.ReadCloser, error)
 }
 
 // Config is what a Server is made of. Service, Verifier, Tokens, Events, Once, Sessions, Audit and Zone are required; zero
@@ -257,7 +261,8 @@ func (s *Server) routes() {
 	s.open(fiber.MethodDelete, "/compute/session", s.closeSession)
 	s.open(fiber.MethodPost, "/compute/ws-ticket", s.issueTicket)
 	s.app.Get("/compute/ws", s.openFeed)
-	s.app.Get(eventsPath, s.openEvents(describe(fiber.MethodGet, eventsPath)))
+	s.handleStream("/compute/containers/:id/events", s.openEvents)
+	s.handleStream("/compute/containers/:id/logs", s.openLogs)
 }
 
 // answer is what a handler returns: a status and what goes into the body as JSON.

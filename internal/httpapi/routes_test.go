@@ -199,6 +199,7 @@ func TestForeignIsAbsent(t *testing.T) {
 		{"PUT", "/ssh", `{"ssh_enabled":true}`},
 		{"POST", "/exec", `{"command":["true"]}`},
 		{"GET", "/events", ""},
+		{"GET", "/logs", ""},
 		{"GET", "/ingress", ""},
 		{"POST", "/ingress", `{"port":443}`},
 		{"DELETE", "/ingress/8080", ""}, // bob's has a rule for it
