@@ -226,22 +226,24 @@ func (r *grownRig) snapshot(ctx context.Context) (err error) {
 		return err
 	}
 	cmd.Stderr = cmd.Stdout
+	before, err := processTime(r.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	said, err := readUntil(out, "The gateway is ready")
 	took := time.Since(began)
-	var memory int64
-	if err == nil {
-		memory, err = memoryOf(cmd.Process.Pid)
-	}
+	after, timeErr := processTime(r.cmd.Process.Pid)
+	memory, memoryErr := memoryOf(cmd.Process.Pid)
 	cancel()
 	_, _ = io.Copy(io.Discard, out)
 	if waitErr := cmd.Wait(); !cmd.ProcessState.Success() {
 		err = errors.Join(err, fmt.Errorf("berth-gateway: %w: %s", waitErr, said))
 	}
-	if err != nil {
+	if err := errors.Join(err, timeErr, memoryErr); err != nil {
 		return err
 	}
 	st, err := os.Stat(files[0])
@@ -251,6 +253,7 @@ func (r *grownRig) snapshot(ctx context.Context) (err error) {
 	n := float64(r.people.containers())
 	r.rep.grew("snapshot", "a gateway's copy, on its disk, for a container", "B", float64(st.Size())/n, 500)
 	r.rep.grew("snapshot", "a gateway with no copy, from its start until it has one", "s", took.Seconds(), 5)
+	r.rep.grew("snapshot", "CPU of the control plane for that", "s", (after - before).Seconds(), 0)
 	r.rep.grew("snapshot", "memory of that gateway", "MB", float64(memory)/1e6, 0)
 	replica := link.OpenReplica(files[0], link.ReplicaOptions{})
 	defer func() { err = errors.Join(err, replica.Close()) }()
@@ -356,7 +359,7 @@ func (r *grownRig) feed(ctx context.Context) error {
 
 // inUse is what the control plane holds of memory once all garbage is gone: its heap and its stacks.
 func (r *grownRig) inUse(ctx context.Context) (bytes int64, err error) {
-	for range 2 { // what has a finalizer goes the second time
+	for range 5 { // pools and stacks give up what they do not need step by step
 		if _, err := r.admin(ctx, "/debug/pprof/heap?gc=1"); err != nil {
 			return 0, err
 		}
