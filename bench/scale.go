@@ -29,7 +29,7 @@ import (
 const (
 	accounts    = 600    // that have a token
 	requestRate = 1000   // requests a second
-	requests    = 8000   // of each kind
+	requests    = 6000   // of each kind
 	lookups     = 20_000 // of keys
 
 	feedAccounts  = 100
@@ -284,7 +284,7 @@ func (r *grownRig) feed(ctx context.Context) error {
 		job.Tokens = append(job.Tokens, r.tokens[users[i]])
 	}
 	users = users[:feedAccounts]
-	before, err := r.inUse(ctx)
+	before, residentBefore, err := r.inUse(ctx)
 	if err != nil {
 		return err
 	}
@@ -307,12 +307,13 @@ func (r *grownRig) feed(ctx context.Context) error {
 			return told, errors.Join(wait(), err)
 		})
 	}
-	after, err := r.inUse(ctx)
+	after, residentAfter, err := r.inUse(ctx)
 	if err != nil {
 		return err
 	}
-	r.rep.grew("feed", fmt.Sprintf("memory of one of %d clients of the feed", feedClients), "kB",
-		float64(after-before)/feedClients/1e3, memoryLimitKB)
+	name := fmt.Sprintf("memory of one of %d clients of the feed, ", feedClients)
+	r.rep.grew("feed", name+"in use", "kB", float64(after-before)/feedClients/1e3, memoryLimitKB)
+	r.rep.grew("feed", name+"resident", "kB", float64(residentAfter-residentBefore)/feedClients/1e3, memoryLimitKB)
 
 	changes := loadJob{Address: job.Address, Rate: feedRate, Count: feedEvents}
 	for i := range feedEvents {
@@ -324,7 +325,8 @@ func (r *grownRig) feed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Nothing is to be done about them beside the next database. The answers come after the last event that is waited for.
+	// Nothing is to be done about them beside the next database.
+	changes.Rate = 5 * feedRate
 	for i := range changes.Requests {
 		changes.Requests[i].Path = strings.TrimSuffix(changes.Requests[i].Path, "/start") + "/stop"
 		changes.Requests[i].Want = `"id"`
@@ -351,39 +353,41 @@ func (r *grownRig) feed(ctx context.Context) error {
 		took = append(took, all[id].Last-due.Due[i])
 	}
 	sorted := slices.Sorted(slices.Values(milliseconds(took)))
-	name := fmt.Sprintf("a change, until all %d clients of its owner know, ", feedEach*feedHelpers)
+	name = fmt.Sprintf("a change, until all %d clients of its owner know, ", feedEach*feedHelpers)
 	r.rep.grew("feed", name+"median", "ms", quantile(sorted, 0.5), 0)
 	r.rep.grew("feed", name+"p99", "ms", quantile(sorted, 0.99), 100)
 	return nil
 }
 
-// inUse is what the control plane holds of memory once all garbage is gone: its heap and its stacks.
-func (r *grownRig) inUse(ctx context.Context) (bytes int64, err error) {
+// inUse is what the control plane holds of memory once all garbage is gone, its heap and its stacks, and what is resident of
+// it then, which is also what the collector keeps for the next garbage.
+func (r *grownRig) inUse(ctx context.Context) (bytes, resident int64, err error) {
 	for range 5 { // pools and stacks give up what they do not need step by step
 		if _, err := r.admin(ctx, "/debug/pprof/heap?gc=1"); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	text, err := r.admin(ctx, "/metrics")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	found := 0
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if name == "go_memstats_heap_inuse_bytes" || name == "go_memstats_stack_inuse_bytes" {
+		if name == "go_memstats_heap_alloc_bytes" || name == "go_memstats_stack_inuse_bytes" {
 			n, err := strconv.ParseInt(value, 10, 64)
 			if err != nil {
-				return 0, err
+				return 0, 0, err
 			}
 			bytes += n
 			found++
 		}
 	}
 	if found != 2 {
-		return 0, errors.New("the metrics do not tell of heap and stacks")
+		return 0, 0, errors.New("the metrics do not tell of heap and stacks")
 	}
-	return bytes, nil
+	resident, err = memoryOf(r.cmd.Process.Pid)
+	return bytes, resident, err
 }
 
 // admin asks the admin address.
