@@ -46,7 +46,7 @@ func (i *instance) box(ctx context.Context, fields string) (*box, error) {
 		return nil, err
 	}
 	b.id = answer.ID
-	err = poll(ctx, 5*time.Millisecond, func() (bool, error) {
+	err = poll(ctx, 5*time.Millisecond, statusLimit, func() (bool, error) {
 		if err := i.call(ctx, http.MethodGet, "/compute/containers/"+b.id, "", &answer); err != nil {
 			return false, err
 		}
@@ -60,8 +60,8 @@ func (i *instance) box(ctx context.Context, fields string) (*box, error) {
 }
 
 // poll calls done again and again until it says so.
-func poll(ctx context.Context, every time.Duration, done func() (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, statusLimit, fmt.Errorf("it took more than %v", statusLimit))
+func poll(ctx context.Context, every, limit time.Duration, done func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took more than %v", limit))
 	defer cancel()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -86,7 +86,7 @@ func (b *box) delete(ctx context.Context) error {
 	if err := b.on.call(ctx, http.MethodDelete, "/compute/containers/"+b.id, "", &answer); err != nil {
 		return err
 	}
-	return poll(ctx, 20*time.Millisecond, func() (bool, error) {
+	return poll(ctx, 20*time.Millisecond, statusLimit, func() (bool, error) {
 		left, err := filepath.Glob(filepath.Join(b.on.data, "volumes", "*"+b.id+"*"))
 		return len(left) == 0, err
 	})

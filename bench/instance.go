@@ -33,9 +33,10 @@ const (
 
 // instance is a data directory of our own and the berth that serves it.
 type instance struct {
-	o    options
-	dir  string
-	data string
+	o     options
+	serve []string // the command that serves it
+	dir   string
+	data  string
 
 	before *leakcheck.Snapshot
 	cmd    *exec.Cmd
@@ -49,9 +50,12 @@ type readyFile struct {
 	APIURL string `json:"api_url"`
 	Zone   string `json:"zone"`
 	PID    int    `json:"pid"`
+	SSH    string `json:"ssh_addr"`
+	Admin  string `json:"admin_url"`
 }
 
-func newInstance(o options) (*instance, error) {
+// newInstance makes a data directory, which the command serve serves once it is started.
+func newInstance(o options, serve ...string) (*instance, error) {
 	before, err := leakcheck.Take()
 	if err != nil {
 		return nil, err
@@ -64,7 +68,9 @@ func newInstance(o options) (*instance, error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
-	return &instance{o: o, dir: dir, data: filepath.Join(dir, "data"), before: before}, nil
+	i := &instance{o: o, dir: dir, data: filepath.Join(dir, "data"), before: before}
+	i.serve = append(serve, "--data-dir", i.data, "--http-addr", "127.0.0.1:0", "--image", o.image)
+	return i, os.Mkdir(i.data, 0o755)
 }
 
 func (i *instance) path(name string) string { return filepath.Join(i.dir, name) }
@@ -98,9 +104,6 @@ func (i *instance) run(ctx context.Context, args ...string) (string, error) {
 
 // start starts berth and returns, once it is ready, how long that took.
 func (i *instance) start(ctx context.Context) (time.Duration, error) {
-	if err := os.MkdirAll(i.data, 0o755); err != nil {
-		return 0, err
-	}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return 0, err
@@ -117,6 +120,9 @@ func (i *instance) start(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	took := time.Since(began)
+	if i.ready.SSH == "" { // nobody logs in here
+		return took, nil
+	}
 	return took, i.enroll(ctx)
 }
 
@@ -126,8 +132,7 @@ func (i *instance) launch() error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(i.o.berth, "up", "--data-dir", i.data, "--http-addr", "127.0.0.1:0", "--ssh-addr", "127.0.0.1:0",
-		"--image", i.o.image, "--keys-per-user", "100")
+	cmd := exec.Command(i.serve[0], i.serve[1:]...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = environment(), out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt at the terminal is for us, who end it
 	if err := cmd.Start(); err != nil {
@@ -161,7 +166,7 @@ func (i *instance) awaitReady(ctx context.Context, w *fsnotify.Watcher) error {
 		case err := <-w.Errors:
 			return err
 		case <-i.exited:
-			return fmt.Errorf("berth up: %v: %s", i.cmd.ProcessState, i.tail())
+			return fmt.Errorf("%s: %v: %s", i.serve[0], i.cmd.ProcessState, i.tail())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for berth: %w: %s", context.Cause(ctx), i.tail())
 		}

@@ -3,11 +3,15 @@
 // It starts the built berth on a data directory of its own, makes one container from an image that has sshd, and drives both
 // with the stock client: Berth as its users do, sshd from inside the container's network, on its loopback, since the
 // container's firewall lets nothing else in. Contenders take turns, and medians are compared, so that whatever else the
-// machine does meets all of them. It knows nothing of Berth's insides but its command line, its API and its ready file.
+// machine does meets all of them. Of Berth's insides it knows the command line, the API and the ready file.
+//
+// Then it fills databases of several sizes, has the built control plane and gateway work on each, and prints how what they do
+// grows. For that it knows the schema, too.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -29,13 +34,15 @@ type options struct {
 	runs         int
 	size         int64
 	only         []string
+	containers   []int
 	json, strict bool
 }
 
 // quick says what --quick stands for.
 const (
-	quickRuns = 3
-	quickSize = "256MiB"
+	quickRuns       = 3
+	quickSize       = "256MiB"
+	quickContainers = "1000,30000"
 )
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -47,9 +54,10 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.IntVar(&o.runs, "runs", 7, "how often each contender moves the data; the rest is done in proportion")
 	size := fs.String("size", "1GiB", "how much data a transfer moves")
 	only := fs.String("only", "", "measure these alone, a list of: "+strings.Join(suiteNames(), ", "))
+	containers := fs.String("containers", "1000,30000,300000,1000000", "sizes of the databases whose growth is measured, ascending")
 	fs.BoolVar(&o.json, "json", false, "print JSON instead of the table")
 	fs.BoolVar(&o.strict, "strict", false, "fail when a goal is missed, not only when a run breaks")
-	quick := fs.Bool("quick", false, fmt.Sprintf("few runs of little data: --runs %d --size %s", quickRuns, quickSize))
+	quick := fs.Bool("quick", false, fmt.Sprintf("few runs of little data: --runs %d --size %s --containers %s", quickRuns, quickSize, quickContainers))
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -65,6 +73,9 @@ func parse(args []string, out io.Writer) (options, error) {
 		if !set["size"] {
 			*size = quickSize
 		}
+		if !set["containers"] {
+			*containers = quickContainers
+		}
 	}
 	n, err := humanize.ParseBytes(*size)
 	if err != nil || n < 1<<20 || n > 1<<40 {
@@ -73,6 +84,13 @@ func parse(args []string, out io.Writer) (options, error) {
 	o.size = int64(n)
 	if o.runs < 1 || o.runs > 1000 {
 		return o, errors.New("--runs is a number from 1 to 1000")
+	}
+	for text := range strings.SplitSeq(*containers, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1000 || n > 1_000_000 || len(o.containers) > 0 && n <= o.containers[len(o.containers)-1] {
+			return o, fmt.Errorf("--containers %q: they are from 1000 to 1000000, each more than the one before", *containers)
+		}
+		o.containers = append(o.containers, n)
 	}
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
@@ -89,6 +107,13 @@ func parse(args []string, out io.Writer) (options, error) {
 }
 
 func main() {
+	if len(os.Args) == 2 && helpers[os.Args[1]] != nil {
+		if err := helpers[os.Args[1]](json.NewDecoder(os.Stdin), os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	o, err := parse(os.Args[1:], os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return

@@ -22,8 +22,21 @@ func TestFlags(t *testing.T) {
 	if o, err = with("--only", "echo,create", "--strict", "--json"); err != nil || len(o.only) != 2 || !o.strict || !o.json {
 		t.Errorf("%+v, %v", o, err)
 	}
+	if o, err = with("--only", "keys,feed", "--containers", "1000,2000"); err != nil || len(o.containers) != 2 || o.chosen("echo") || !o.chosen("feed") {
+		t.Errorf("%+v, %v", o, err)
+	}
 	for _, bad := range [][]string{
-		{"--only", "speed"}, {"--size", "fast"}, {"--size", "1KiB"}, {"--runs", "0"}, {"--berth", ""}, {"--image", ""}, {"--loud"},
+		{"--only", "speed"},
+		{"--size", "fast"},
+		{"--size", "1KiB"},
+		{"--runs", "0"},
+		{"--berth", ""},
+		{"--image", ""},
+		{"--loud"},
+		{"--containers", ""},
+		{"--containers", "10"},
+		{"--containers", "2000,1000"},
+		{"--containers", "1000,many"},
 	} {
 		if _, err := parse(append(files, bad...), io.Discard); err == nil {
 			t.Errorf("%s passes", strings.Join(bad, " "))

@@ -26,7 +26,7 @@ type measure struct {
 	Goal  *goal   `json:"goal,omitempty"`
 }
 
-// goal is what a row's median has to reach.
+// goal is what a row has to reach: its median, or its value beside the database that the goal is for.
 type goal struct {
 	Text string `json:"text"`
 	Met  bool   `json:"met"`

@@ -13,7 +13,7 @@ import (
 type report struct {
 	Berth      string    `json:"berth"`
 	Client     string    `json:"client"`
-	Server     string    `json:"server"`
+	Server     string    `json:"server,omitempty"`
 	Kernel     string    `json:"kernel"`
 	CPUs       int       `json:"cpus"`
 	LoadBefore float64   `json:"load_before"`
@@ -21,6 +21,9 @@ type report struct {
 	Runs       int       `json:"runs"`
 	Size       int64     `json:"size"`
 	Rows       []measure `json:"rows"`
+
+	Containers []int    `json:"containers,omitempty"` // in the database, for each value of Growth
+	Growth     []growth `json:"growth,omitempty"`
 }
 
 func (r *report) print(w io.Writer, asJSON bool) error {
@@ -34,8 +37,11 @@ func (r *report) print(w io.Writer, asJSON bool) error {
 
 // table writes the rows for a person, those of one subject together.
 func (r *report) table(out io.Writer) error {
-	fmt.Fprintf(out, "\n%s beside %s, client %s\n%d CPUs, Linux %s, load %.1f before and %.1f after, %d runs\n",
-		r.Berth, r.Server, r.Client, r.CPUs, r.Kernel, r.LoadBefore, r.LoadAfter, r.Runs)
+	fmt.Fprintf(out, "\n%s", r.Berth)
+	if r.Server != "" {
+		fmt.Fprintf(out, " beside %s, client %s, %d runs", r.Server, r.Client, r.Runs)
+	}
+	fmt.Fprintf(out, "\n%d CPUs, Linux %s, load %.1f before and %.1f after\n", r.CPUs, r.Kernel, r.LoadBefore, r.LoadAfter)
 	if r.LoadBefore > float64(r.CPUs)/2 {
 		fmt.Fprintln(out, "The machine was busy before this began: figures are worse than they would be, ratios less sure.")
 	}
@@ -56,10 +62,9 @@ func (r *report) table(out io.Writer) error {
 		return err
 	}
 	if len(r.Rows) > 0 {
-		_, err := fmt.Fprintf(out, "\nto sshd: the median as a share of sshd's. CPU: seconds of one run, client and server together.\n")
-		return err
+		fmt.Fprintf(out, "\nto sshd: the median as a share of sshd's. CPU: seconds of one run, client and server together.\n")
 	}
-	return nil
+	return r.growthTable(out)
 }
 
 func (m measure) line() string {
@@ -74,20 +79,26 @@ func (m measure) line() string {
 		cpu = fmt.Sprintf("%.3g s", m.CPU)
 	}
 	if m.Goal != nil {
-		verdict = m.Goal.Text + " MISS"
-		if m.Goal.Met {
-			verdict = m.Goal.Text + " ok"
-		}
+		verdict = m.Goal.verdict()
 	}
 	return strings.Join([]string{
 		"  " + m.Who, m.Cipher, m.format(m.Min), m.format(m.Median), p99, m.format(m.Max), ratio, cpu, verdict, "",
 	}, "\t")
 }
 
-// format writes a figure with as many places as mean something.
-func (m measure) format(v float64) string {
-	places := map[string]int{"s": 3, "ms": 2, "MB/s": 0, "kB": 0}[m.Unit]
-	return fmt.Sprintf("%.*f %s", places, v, m.Unit)
+func (m measure) format(v float64) string { return figure(v, m.Unit) }
+
+// figure writes a value with as many places as mean something.
+func figure(v float64, unit string) string {
+	places := map[string]int{"s": 3, "ms": 2, "µs": 1}[unit] // and none for what is large
+	return fmt.Sprintf("%.*f %s", places, v, unit)
+}
+
+func (g goal) verdict() string {
+	if g.Met {
+		return g.Text + " ok"
+	}
+	return g.Text + " MISS"
 }
 
 // missed is an error that names the goals that were not met.
@@ -96,6 +107,11 @@ func (r *report) missed() error {
 	for _, m := range r.Rows {
 		if m.Goal != nil && !m.Goal.Met {
 			errs = append(errs, fmt.Errorf("missed: %s: %s: %s, not %s", m.What, m.Who, m.format(m.Median), m.Goal.Text))
+		}
+	}
+	for _, g := range r.Growth {
+		if g.Goal != nil && !g.Goal.Met {
+			errs = append(errs, fmt.Errorf("missed: %s, not %s", g.What, g.Goal.Text))
 		}
 	}
 	return errors.Join(errs...)

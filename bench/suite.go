@@ -50,52 +50,70 @@ func suiteNames() []string {
 	for _, s := range suites() {
 		names = append(names, s.name)
 	}
+	for _, p := range parts() {
+		names = append(names, p.name)
+	}
 	return names
 }
 
+// chosen says whether a group of measurements is to be made.
+func (o options) chosen(name string) bool { return len(o.only) == 0 || slices.Contains(o.only, name) }
+
 // run measures everything, and removes all that it made.
-func run(ctx context.Context, o options, out io.Writer) (_ *report, err error) {
+func run(ctx context.Context, o options, out io.Writer) (*report, error) {
 	began := time.Now()
 	step := func(format string, args ...any) {
 		fmt.Fprintf(out, "bench %4.0f s  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 	}
-	step("starting %s", o.berth)
-	on, err := newInstance(o)
+	rep, err := describe(ctx, o)
 	if err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(suites(), func(s suite) bool { return o.chosen(s.name) }) {
+		err = besideSSHD(ctx, o, out, step, rep)
+	}
+	if err == nil && slices.ContainsFunc(parts(), func(p part) bool { return o.chosen(p.name) }) {
+		err = grown(ctx, o, step, rep)
+	}
+	if ctx.Err() != nil {
+		err = errors.Join(errors.New("interrupted"), err)
+	}
+	rep.LoadAfter = loadAverage()
+	return rep, err
+}
+
+// besideSSHD measures one container's berth and sshd.
+func besideSSHD(ctx context.Context, o options, out io.Writer, step func(string, ...any), rep *report) (err error) {
+	step("starting %s", o.berth)
+	on, err := newInstance(o, o.berth, "up", "--ssh-addr", "127.0.0.1:0", "--keys-per-user", "100")
+	if err != nil {
+		return err
 	}
 	defer func() {
 		step("removing everything")
 		err = errors.Join(err, on.delete())
 	}()
 	if _, err := on.start(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	r := &rig{o: o, out: out, on: on}
 	step("making a container with sshd")
 	if err := r.prepare(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	rep, err := r.describe(ctx)
-	if err != nil {
-		return nil, err
-	}
+	rep.Server = r.sshd.peer
 	for _, s := range suites() {
-		if len(o.only) > 0 && !slices.Contains(o.only, s.name) {
+		if !o.chosen(s.name) {
 			continue
 		}
 		step("measuring %s", s.name)
 		rows, err := s.run(r, ctx)
-		if ctx.Err() != nil {
-			return rep, errors.New("interrupted")
-		}
 		if err != nil {
-			return rep, fmt.Errorf("%s: %w", s.name, err)
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		rep.Rows = append(rep.Rows, rows...)
 	}
-	rep.LoadAfter = loadAverage()
-	return rep, nil
+	return nil
 }
 
 // prepare makes the container, and the contenders to reach it.
@@ -133,8 +151,8 @@ func (r *rig) prepare(ctx context.Context) (err error) {
 func (r *rig) contenders() []*contender { return []*contender{&r.sshd, &r.gcm, &r.name, &r.jump} }
 
 // describe says where and with what the measurements are made.
-func (r *rig) describe(ctx context.Context) (*report, error) {
-	version, err := r.on.run(ctx, "--version")
+func describe(ctx context.Context, o options) (*report, error) {
+	version, err := (&instance{o: o}).run(ctx, "--version")
 	if err != nil {
 		return nil, err
 	}
@@ -147,8 +165,8 @@ func (r *rig) describe(ctx context.Context) (*report, error) {
 		return nil, err
 	}
 	return &report{
-		Berth: strings.TrimSpace(version), Client: client, Server: r.sshd.peer,
-		Kernel: unix.ByteSliceToString(u.Release[:]), CPUs: runtime.NumCPU(), Size: r.o.size, Runs: r.o.runs,
+		Berth: strings.TrimSpace(version), Client: client,
+		Kernel: unix.ByteSliceToString(u.Release[:]), CPUs: runtime.NumCPU(), Size: o.size, Runs: o.runs,
 		LoadBefore: loadAverage(),
 	}, nil
 }

@@ -18,6 +18,7 @@ const (
 	passesOfOwner  = 4 // so that one owner's slow passes leave others theirs
 	firstRetry     = 500 * time.Millisecond
 	longestRetry   = time.Minute
+	takenAtOnce    = 4 * maxPasses // containers whose first pass after a sync is due
 	steadyAfter    = time.Minute
 	passTimeout    = 15 * time.Minute
 	patientFailure = 3 // passing faults that an owner is not yet told of as "failed"
@@ -37,11 +38,13 @@ type loop struct {
 	watching bool // the engine has listed its containers and goes on to tell of them
 	items    map[compute.ContainerID]*item
 	owned    map[compute.UserID]chan struct{} // holds one for each pass under way over an owner's containers
+	left     int                              // containers that syncs have yet to take up
 }
 
 // item is what the loop knows of one container.
 type item struct {
 	active bool                    // a goroutine works on it
+	room   chan struct{}           // of the sync that took it up; nil once it had a pass since
 	since  time.Time               // it is active
 	dirty  bool                    // it must look again
 	cancel context.CancelCauseFunc // ends the pass under way
@@ -204,8 +207,46 @@ func (l *loop) synced(ctx context.Context, mark uint64) {
 			l.s.log.Warn("the engine has a container that the database does not know; left alone", "container", it.seen.Ref)
 		}
 	}
-	for id, r := range known {
-		l.start(id, l.item(r))
+	l.left += len(list)
+	l.wg.Go(func() { l.takeUp(ctx, list) })
+}
+
+// takeUp has every container looked at, a few at a time: what is asked for meanwhile waits for those few alone, and a
+// hundred thousand take neither a goroutine each nor the loop's lock for long.
+func (l *loop) takeUp(ctx context.Context, list []compute.Container) {
+	room := make(chan struct{}, takenAtOnce) // holds one for each that had no pass yet
+	for i, c := range list {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			l.mu.Lock()
+			l.left -= len(list) - i
+			l.mu.Unlock()
+			return
+		}
+		l.mu.Lock()
+		l.left--
+		it := l.items[c.ID]
+		switch {
+		case it == nil && c.Desired == compute.DesiredStopped && c.Status == compute.StatusStopped && !c.StorageMade:
+			<-room // nothing was ever made of it, and the engine has nothing
+		case it != nil && it.active: // it may be waiting for long
+			<-room
+			l.start(c.ID, it)
+		default:
+			it = l.item(c.Ref())
+			it.room = room
+			l.start(c.ID, it)
+		}
+		l.mu.Unlock()
+	}
+}
+
+// leaveRoom lets the sync take up another container. loop.mu is held.
+func (it *item) leaveRoom() {
+	if it.room != nil {
+		<-it.room
+		it.room = nil
 	}
 }
 
@@ -267,14 +308,25 @@ func (l *loop) drainWake(it *item) {
 
 // pass runs one reconciliation within the loop's bounds. It reports done when nothing of the container is left to watch.
 func (l *loop) pass(ctx context.Context, id compute.ContainerID, it *item) (done bool, err error) {
-	for _, turns := range []chan struct{}{it.turns, l.passes} {
+	select {
+	case it.turns <- struct{}{}:
+	default: // what waits for the other passes of its owner holds up nobody else
+		l.mu.Lock()
+		it.leaveRoom()
+		l.mu.Unlock()
 		select {
-		case turns <- struct{}{}:
+		case it.turns <- struct{}{}:
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
-		defer func() { <-turns }()
 	}
+	defer func() { <-it.turns }()
+	select {
+	case l.passes <- struct{}{}:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	defer func() { <-l.passes }()
 	ctx, stop := context.WithTimeout(ctx, passTimeout)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -304,6 +356,7 @@ func (l *loop) pass(ctx context.Context, id compute.ContainerID, it *item) (done
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	it.cancel = nil
+	it.leaveRoom()
 	if err == nil && it.seenSeq == seq && phase != it.seen.Phase {
 		it.seen.Phase = phase
 		if phase == compute.PhaseRunning {

@@ -3,7 +3,9 @@ package control_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -220,6 +222,62 @@ func TestOneOwnerLeavesOthersTheirTurns(t *testing.T) {
 		close(gate)
 		r.who, r.key = alice, hers
 		r.want(r.create(), compute.StatusRunning, "")
+	})
+}
+
+// A control plane that starts beside many containers looks at a few at a time, with no goroutine for each, and neither those
+// that are slow nor one owner's many hold up the rest.
+func TestManyAreTakenUpAFewAtATime(t *testing.T) {
+	const owners, hers = 90, 70
+	inRig(t, func(t *testing.T, r *rig) {
+		gate := make(chan struct{})
+		r.eng.set(func() { r.eng.block["remove"] = gate })
+		for range hers {
+			if err := r.svc.DeleteContainer(t.Context(), r.who, r.create().ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range owners {
+			u, err := control.Users{Store: r.store, Limits: compute.DefaultLimits()}.Add(
+				t.Context(), fmt.Sprint("user", i), compute.RoleUser, []string{testKey})
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys, err := r.store.Keys(t.Context(), u.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.who, r.key = compute.Principal{User: u.ID, Username: u.Username, Role: u.Role}, keys[0].ID
+			r.want(r.create(), compute.StatusRunning, "")
+		}
+		last := r.create()
+		r.want(last, compute.StatusRunning, "")
+		r.stop()
+		r.eng.set(func() { delete(r.eng.running, last) })
+
+		r.start()
+		r.want(last, compute.StatusRunning, "") // though many that came before wait for the gate
+		if b := r.svc.Backlog(); b.Containers != hers {
+			t.Errorf("%d containers are to be looked at, want %d", b.Containers, hers)
+		}
+		r.stop()
+
+		started := make(chan struct{})
+		r.eng.set(func() { r.eng.block["start"] = started })
+		before := runtime.NumGoroutine()
+		r.start()
+		if b := r.svc.Backlog(); b.Containers != owners+1+hers {
+			t.Errorf("%d containers are to be looked at, want %d", b.Containers, owners+1+hers)
+		}
+		if n := runtime.NumGoroutine() - before; n > hers+80 {
+			t.Errorf("%d goroutines", n)
+		}
+		close(started)
+		close(gate)
+		r.settle()
+		if b := r.svc.Backlog(); b.Containers != 0 {
+			t.Errorf("%d containers are left", b.Containers)
+		}
 	})
 }
 

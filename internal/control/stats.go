@@ -40,6 +40,7 @@ func (s *Service) Backlog() Backlog {
 	b := Backlog{Passes: len(l.passes)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	b.Containers = l.left
 	for _, it := range l.items {
 		if !it.active {
 			continue
