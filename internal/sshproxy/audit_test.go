@@ -185,8 +185,10 @@ func TestRefusedLoginsAreRecorded(t *testing.T) {
 	g := startGateway(t, Options{Directory: w, Record: l.record})
 
 	refusal(t, g, "a1b2c3d4", mallory, newKey(t), mallory)
+	l.await(t, 1) // a refusal is recorded when its connection has ended
 	refusal(t, g, "nobody", newKey(t))
 	refusal(t, g, "my:password!", newKey(t))
+	l.await(t, 3)
 	raw := dialRaw(t, g.addr)
 	if _, err := raw.auth(authRequest("alice", "none")); err != nil {
 		t.Fatal(err)
