@@ -92,8 +92,10 @@ func TestRolesApart(t *testing.T) {
 	i := apart(t)
 	a := personOn(t, i, "apart")
 	id := boxOf(t, a, `{"storage_gb": 1}`)
+	logins := 0
 	works := func(when string) {
 		t.Helper()
+		logins += 2
 		for _, way := range []string{a.at(id), "root@" + id + "." + i.ready.Zone} {
 			if out, err := a.ssh(way, "echo works"); err != nil || out != "works" {
 				t.Fatalf("%s: %q, %v", when, out, err)
@@ -146,7 +148,7 @@ func TestRolesApart(t *testing.T) {
 	i.awaitKnown(t, a, id)
 	works("SSH is on again")
 
-	gatewayAudits(t, i, id)
+	gatewayAudits(t, i, a, id, logins)
 
 	if err := i.gateway.kill(); err != nil {
 		t.Fatal(err)

@@ -106,7 +106,8 @@ func TestOperatorIsAudited(t *testing.T) {
 func TestAuditFilesAreRemoved(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{
-		"audit.jsonl", "audit.jsonl.1", "audit.jsonl.4", "gateway-audit.jsonl", "gateway-audit.jsonl.2", "audit.jsonl.mine",
+		"audit.jsonl", "audit.jsonl.1", "audit.jsonl.4", "gateway-audit.jsonl", "gateway-audit.jsonl.2", "link_audit",
+		"link_audit.1", "link_audit.new", "audit.jsonl.mine",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)

@@ -45,6 +45,7 @@ var (
 	_ sshproxy.Directory = (*link.Replica)(nil)
 	_ sshproxy.Changes   = (*link.Replica)(nil).Changes
 	_ link.Source        = (*store.Store)(nil)
+	_ link.Trail         = (*store.Store)(nil)
 	_ httpapi.Service    = (*control.Service)(nil)
 	_ httpapi.Tokens     = (*auth.Authority)(nil)
 	_ auth.Ledger        = (*store.Store)(nil)
@@ -52,7 +53,7 @@ var (
 	_ auth.Keys          = (*store.Store)(nil)
 	_ audit.Store        = (*store.Store)(nil)
 	_ audit.Sink         = (*store.Store)(nil)
-	_ audit.Sink         = (*audit.File)(nil)
+	_ audit.Sink         = (*link.Spool)(nil)
 	_ httpapi.Audit      = (*store.Store)(nil)
 	_ lobby.Service      = (*control.Service)(nil)
 )

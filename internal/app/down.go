@@ -79,7 +79,8 @@ func removeData(dir string) error {
 		names = append(names, "id_ed25519", "id_ed25519.pub") // not a key of the person's own
 	}
 	names = append(names, audit.Names(auditFile)...)
-	names = append(names, audit.Names(gatewayAuditFile)...)
+	names = append(names, audit.Names(oldGatewayAuditFile)...)
+	names = append(names, link.SpoolFiles(spoolFile)...)
 	names = append(names, "commits") // of versions before the link
 	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
 	var errs []error
