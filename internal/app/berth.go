@@ -342,10 +342,14 @@ func hostTypes() []compute.InstanceType {
 func (b *berth) listenTCP(setting, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("cannot serve at %s: %w; choose another address with --%s", addr, errors.Unwrap(err), setting)
+		return nil, cannotListen(setting, addr, err)
 	}
 	b.onClose(func() error { return closed(l.Close()) })
 	return l, nil
+}
+
+func cannotListen(setting, addr string, err error) error {
+	return fmt.Errorf("cannot serve at %s: %w; choose another address with --%s", addr, errors.Unwrap(err), setting)
 }
 
 // closed passes over that something was closed already.

@@ -34,11 +34,17 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := needRoot(); err != nil {
 		return err
 	}
+	if err := tryAddresses(c, withGateway); err != nil {
+		return err
+	}
 	b, err := openState(ctx, c, newLogger(c, out))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if err := removeQuietly(b.files.path(readyFile)); err != nil { // of one that was killed
+		return err
+	}
 	if err := b.openVerifiers(); err != nil {
 		return err
 	}
@@ -91,8 +97,33 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		}
 		b.tasks = append(b.tasks, b.renewToken(first.user.ID))
 	}
-	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
+	b.onClose(func() error { return removeQuietly(b.files.path(readyFile)) })
 	return b.serve(ctx, func(context.Context) error { return b.announce(api, gateway, first, out, time.Since(began)) })
+}
+
+// tryAddresses looks whether the addresses are free before the first start fills a new directory. A Berth that has one already
+// is told that another runs there, which says more.
+func tryAddresses(c config.Config, withGateway bool) error {
+	if exists(filepath.Join(c.DataDir, databaseFile)) {
+		return nil
+	}
+	list := map[string]string{"http-addr": c.HTTPAddr, "admin-addr": c.AdminAddr}
+	if withGateway {
+		list["ssh-addr"] = c.SSHAddr
+	}
+	for setting, addr := range list {
+		if addr == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return cannotListen(setting, addr, err)
+		}
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func needRoot() error {
