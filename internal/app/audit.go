@@ -124,7 +124,7 @@ func (a audited) record(ctx context.Context, action, target string, f func(conte
 }
 
 func (a audited) AddUser(ctx context.Context, username string, admin bool, keys []string) (u User, err error) {
-	err = a.record(ctx, compute.ActionCreateUser, "user:"+username, func(ctx context.Context) error {
+	err = a.record(ctx, compute.ActionAddUser, "user:"+username, func(ctx context.Context) error {
 		u, err = a.Operator.AddUser(ctx, username, admin, keys)
 		return err
 	})
@@ -132,11 +132,8 @@ func (a audited) AddUser(ctx context.Context, username string, admin bool, keys 
 }
 
 func (a audited) SetUserDisabled(ctx context.Context, username string, disabled bool) (u User, err error) {
-	action := compute.ActionEnableUser
-	if disabled {
-		action = compute.ActionDisableUser
-	}
-	err = a.record(ctx, action, "user:"+username, func(ctx context.Context) error {
+	change := compute.UserChange{Disabled: &disabled}
+	err = a.record(ctx, compute.ActionChangeUser, change.Target(username), func(ctx context.Context) error {
 		u, err = a.Operator.SetUserDisabled(ctx, username, disabled)
 		return err
 	})

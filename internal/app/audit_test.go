@@ -84,11 +84,11 @@ func TestOperatorIsAudited(t *testing.T) {
 		}
 	}
 	want := []string{
-		"createUser user:ada ada carol allowed",
-		"createUser user:ada carol failed conflict",
-		"disableUser user:ada ada carol allowed",
-		"disableUser user:ada carol allowed",
-		"enableUser user:ada ada " + b.in.name + " allowed",
+		"addUser user:ada ada carol allowed",
+		"addUser user:ada carol failed conflict",
+		"changeUser user:ada disabled:true ada carol allowed",
+		"changeUser user:ada disabled:true carol allowed",
+		"changeUser user:ada disabled:false ada " + b.in.name + " allowed",
 		"addToken token:" + id + " ada carol allowed",
 		"revokeToken token:" + id + " ada carol allowed",
 		"revokeToken token:" + id + " carol denied not_found",

@@ -34,14 +34,22 @@ const (
 	ActionLogin         = "login" // of an SSH client
 	ActionSessionOpen   = "openSSHSession"
 	ActionSessionEnd    = "endSSHSession"
-	ActionAuthenticate  = "authenticate"  // a token was refused, whatever it was for
-	ActionProvisionUser = "provisionUser" // an account was made at its first sign-in from elsewhere
-	ActionCreateUser    = "createUser"
-	ActionDisableUser   = "disableUser"
-	ActionEnableUser    = "enableUser"
-	ActionAddToken      = "addToken"
-	ActionRevokeToken   = "revokeToken"
+	ActionAuthenticate  = "authenticate"     // a token was refused, whatever it was for
+	ActionProvisionUser = "provisionUser"    // an account was made at its first sign-in from elsewhere
 	ActionAuditLost     = "loseAuditRecords" // this installation's own: Count records are not here
+)
+
+// OtherActions are the actions that are no operations of the API.
+func OtherActions() []string {
+	return []string{ActionLogin, ActionSessionOpen, ActionSessionEnd, ActionAuthenticate, ActionProvisionUser, ActionAuditLost}
+}
+
+// Operations of the API that operators do by other ways too.
+const (
+	ActionAddUser     = "addUser"
+	ActionChangeUser  = "changeUser"
+	ActionAddToken    = "addToken"
+	ActionRevokeToken = "revokeToken"
 )
 
 // The ways by which somebody acts.

@@ -75,7 +75,7 @@ func TestForgedRecords(t *testing.T) {
 	long := strings.Repeat("x", 4000)
 	forged := []wireRecord{
 		change(func(w *wireRecord) { w.Action = "deleteContainer" }),
-		change(func(w *wireRecord) { w.Action = compute.ActionDisableUser }),
+		change(func(w *wireRecord) { w.Action = compute.ActionChangeUser }),
 		change(func(w *wireRecord) { w.Action = "" }),
 		change(func(w *wireRecord) { w.Action = long }),
 		change(func(w *wireRecord) { w.Outcome = "perhaps" }),
