@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/internal/compute"
 	"berth/internal/store"
 )
@@ -139,7 +141,7 @@ func seerChild() error {
 	if err != nil {
 		return err
 	}
-	spool, err := OpenSpool(os.Args[4], SpoolOptions{MaxBytes: 64 << 10}) // so that putting aside is killed, too
+	spool, err := OpenSpool(os.Args[4], SpoolOptions{MaxBytes: 256 << 10}) // so that putting aside is killed, too
 	if err != nil {
 		return err
 	}
@@ -208,8 +210,8 @@ func child(t *testing.T, part string, files []*os.File, args ...string) *exec.Cm
 	return cmd
 }
 
-// TestRecordsSurviveKills kills both processes, by turns and at once, at instants spread over what they do. Each login that was
-// written down is in the table once.
+// TestRecordsSurviveKills kills and pauses both processes, by turns and at once, at instants spread over what they do. Each login
+// that was written down is in the table once.
 func TestRecordsSurviveKills(t *testing.T) {
 	p := newPlane(t)
 	p.user("alice")
@@ -265,6 +267,10 @@ func TestRecordsSurviveKills(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		paused := random.IntN(3) == 0
+		if paused {
+			signal(t, plane, unix.SIGSTOP)
+		}
 		for range random.IntN(300) {
 			if _, err := say.Write([]byte{1}); err != nil || !heard.Scan() {
 				t.Fatalf("round %d: %v, %v", round, err, heard.Err())
@@ -272,9 +278,19 @@ func TestRecordsSurviveKills(t *testing.T) {
 			sure = append(sure, n)
 			n++
 		}
+		if paused {
+			signal(t, plane, unix.SIGCONT)
+		}
+		paused = random.IntN(3) == 0
+		if paused { // and wakes up to a control plane that died meanwhile
+			signal(t, seer, unix.SIGSTOP)
+		}
 		if random.IntN(3) < 2 {
 			kill(t, plane)
 			plane = nil
+		}
+		if paused {
+			signal(t, seer, unix.SIGCONT)
 		}
 		if plane != nil || random.IntN(2) == 0 {
 			if _, err := say.Write([]byte{1}); err != nil {
@@ -294,7 +310,7 @@ func TestRecordsSurviveKills(t *testing.T) {
 	_, _ = file.Close(), l.Close() // the children had it
 	p.start()
 	g := &gateway{
-		t: t, path: replica, cred: cred, dial: dialer(p.addr), timeout: patience, spool: openSpool(t, spool, 64<<10),
+		t: t, path: replica, cred: cred, dial: dialer(p.addr), timeout: patience, spool: openSpool(t, spool, 256<<10),
 		opt: ReplicaOptions{Log: testLog(t)},
 	}
 	g.start()
@@ -311,6 +327,13 @@ func TestRecordsSurviveKills(t *testing.T) {
 	}
 	if len(sure) < 100 {
 		t.Errorf("%d are too few", len(sure))
+	}
+}
+
+func signal(t *testing.T, cmd *exec.Cmd, s unix.Signal) {
+	t.Helper()
+	if err := cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
 	}
 }
 
