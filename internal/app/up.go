@@ -107,21 +107,28 @@ func tryAddresses(c config.Config, withGateway bool) error {
 	if exists(filepath.Join(c.DataDir, databaseFile)) {
 		return nil
 	}
-	list := map[string]string{"http-addr": c.HTTPAddr, "admin-addr": c.AdminAddr}
-	if withGateway {
-		list["ssh-addr"] = c.SSHAddr
+	if !withGateway {
+		c.SSHAddr = ""
 	}
-	for setting, addr := range list {
-		if addr == "" {
+	return takenAddresses(c)
+}
+
+// takenAddresses says which of the addresses to serve at are taken, all at once.
+func takenAddresses(c config.Config) error {
+	var taken []string
+	for _, a := range []struct{ setting, addr string }{{"http-addr", c.HTTPAddr}, {"ssh-addr", c.SSHAddr}, {"admin-addr", c.AdminAddr}} {
+		if a.addr == "" {
 			continue
 		}
-		l, err := net.Listen("tcp", addr)
+		l, err := net.Listen("tcp", a.addr)
 		if err != nil {
-			return cannotListen(setting, addr, err)
+			taken = append(taken, cannotListen(a.setting, a.addr, err).Error())
+			continue
 		}
-		if err := l.Close(); err != nil {
-			return err
-		}
+		_ = l.Close() // nobody was accepted
+	}
+	if len(taken) > 0 {
+		return errors.New(strings.Join(taken, "; "))
 	}
 	return nil
 }
