@@ -88,8 +88,8 @@ func (k *courier) run(ctx context.Context) error {
 func (k *courier) next(ctx context.Context, after int64) ([]byte, error) {
 	for {
 		news := k.c.o.Spool.news()
-		raw, err := k.c.o.Spool.oldest(after)
-		if err != nil || raw != nil {
+		raw, ok, err := k.c.o.Spool.oldest(after)
+		if err != nil || ok {
 			return raw, err
 		}
 		select {

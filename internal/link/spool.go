@@ -39,7 +39,7 @@ type Spool struct {
 	mu      sync.Mutex // guards what follows; no I/O under it
 	queue   string     // names the numbers: hexadecimal digits of 16 random bytes
 	next    int64      // the number of the next record
-	parts   []*part    // the older one first; one or two
+	parts   []*part    // the older one first; none while the disk refuses to make one
 	changed chan struct{}
 }
 
@@ -135,7 +135,10 @@ func (s *Spool) open() error {
 	if current {
 		return nil
 	}
-	return s.begin()
+	if err := s.begin(); err != nil { // a disk that is full keeps nobody out: it is tried again with the next record
+		s.log.Error("make a file for audit records", "err", err)
+	}
+	return nil
 }
 
 func newQueue() string {
@@ -392,13 +395,14 @@ func (s *Spool) append(list []cbor.RawMessage) error {
 func (s *Spool) room(n int64) (*part, error) {
 	for {
 		s.mu.Lock()
-		parts, p := len(s.parts), s.parts[len(s.parts)-1]
-		fits := p.size+n <= s.max || p.size == spoolHeader
+		parts := s.parts
 		s.mu.Unlock()
-		switch {
-		case fits:
-			return p, nil
-		case parts > 1:
+		if len(parts) > 0 {
+			if p := parts[len(parts)-1]; p.size+n <= s.max || p.size == spoolHeader { // who appends alone changes the size
+				return p, nil
+			}
+		}
+		if len(parts) > 1 {
 			return nil, errFull
 		}
 		if err := s.begin(); err != nil {

@@ -48,11 +48,11 @@ func keep(t testing.TB, s *Spool, list ...compute.AuditRecord) {
 func takeAll(t testing.TB, s *Spool, after int64) (list []int, last int64) {
 	t.Helper()
 	for last = after; ; {
-		raw, err := s.oldest(last)
+		raw, ok, err := s.oldest(last)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if raw == nil {
+		if !ok {
 			return list, last
 		}
 		fr, err := parseFrame(raw)
@@ -275,6 +275,25 @@ func TestSpoolNumbersOfOthers(t *testing.T) {
 	}
 }
 
+// A disk that refuses costs the records of meanwhile, and nothing else.
+func TestSpoolWithoutDisk(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "missing")
+	s := openSpool(t, filepath.Join(dir, "spool"), 0)
+	var some compute.RecordsLost
+	if err := s.AppendAudit(t.Context(), []compute.AuditRecord{login(1)}); err == nil || errors.As(err, &some) {
+		t.Errorf("%v", err)
+	}
+	if _, ok, err := s.oldest(0); ok || err != nil {
+		t.Errorf("%v, %v", ok, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, s, login(2))
+	list, _ := takeAll(t, s, 0)
+	wantRun(t, list, 2, 2)
+}
+
 func TestSpoolIsNoLink(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "victim"), []byte("text\n"), 0o600); err != nil {
@@ -317,12 +336,9 @@ func FuzzSpool(f *testing.F) {
 		defer s.Close()
 		keep(t, s, login(7))
 		for last := int64(0); ; {
-			raw, err := s.oldest(last)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if raw == nil {
-				t.Fatal("it is not there")
+			raw, ok, err := s.oldest(last)
+			if err != nil || !ok {
+				t.Fatalf("it is not there, %v", err)
 			}
 			fr, err := parseFrame(raw)
 			if err != nil {

@@ -7,29 +7,34 @@ import (
 
 // What a Client does with a spool: it takes what is oldest, and lets go of what the control plane has.
 
-// oldest returns a frame of the oldest records that the control plane, which has all up to number after, does not have; nil
-// when there are none. What it has is let go of.
-func (s *Spool) oldest(after int64) ([]byte, error) {
+// oldest returns a frame of the oldest records that the control plane, which has all up to number after, does not have, and
+// whether there are any. What it has is let go of.
+func (s *Spool) oldest(after int64) (raw []byte, ok bool, err error) {
 	for {
 		s.mu.Lock()
+		if len(s.parts) == 0 {
+			s.mu.Unlock()
+			return nil, false, nil
+		}
 		p, newest := s.parts[0], len(s.parts) == 1
 		at, end := p.done, p.size
 		s.mu.Unlock()
 		switch {
 		case at == end && newest:
-			return nil, nil
+			return nil, false, nil
 		case at == end:
 			if err := s.drop(p); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			continue
 		}
 		b, n, err := s.readPacked(p, at)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if b.Last > after {
-			return s.gather(p, b, at+n, end)
+			raw, err := s.gather(p, b, at+n, end)
+			return raw, err == nil, err
 		}
 		s.mu.Lock()
 		p.done += n
