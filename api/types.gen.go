@@ -170,6 +170,22 @@ type ContainerChange struct {
 	StorageGB *int `json:"storage_gb,omitempty"`
 }
 
+// ContainerEvent What happened to a container.
+type ContainerEvent struct {
+	// ContainerID The container's id.
+	ContainerID compute.ContainerID `json:"container_id"`
+
+	// Status What a container's owner sees of its life: `pending` until an engine begins, `initializing` while storage, network and
+	// processes are made, `running`, `stopped`, or `failed`.
+	Status Status `json:"status,omitempty"`
+
+	// StatusMessage A reason in words, where there is one to tell.
+	StatusMessage string `json:"status_message,omitempty"`
+
+	// At When; absent from what tells how the container is now.
+	At string `json:"at,omitempty"`
+}
+
 // ContainerKeys defines model for ContainerKeys.
 type ContainerKeys struct {
 	// SSHKeyIDs The ids of those of your SSH keys that open it, 1 to 10 of them.
@@ -215,6 +231,61 @@ type Deleted struct {
 
 // DeletedStatus Always `ok`.
 type DeletedStatus string
+
+// EventsMissed Events that were asked for are not known any more.
+type EventsMissed struct {
+	// After The number that was given.
+	After int64 `json:"after"`
+}
+
+// ExecRequest A command to run. A field that may be null is taken as not given when it is.
+type ExecRequest struct {
+	// Command The program, a path or a name to find in PATH, and its arguments.
+	Command []string `json:"command"`
+
+	// Env Variables, each `NAME=value`, over those that the account has; at most 128.
+	Env []string `json:"env,omitempty"`
+
+	// Stdin What the command reads; its end comes after it.
+	Stdin *string `json:"stdin,omitempty"`
+
+	// TimeoutSeconds How long it may take, from 1 to 900.
+	TimeoutSeconds *int `json:"timeout_seconds,omitempty"`
+
+	// User The account in the container.
+	User *string `json:"user,omitempty"`
+
+	// WorkingDirectory An absolute path; the account's home where none is given.
+	WorkingDirectory *string `json:"working_directory,omitempty"`
+}
+
+// ExecResult How a command ended.
+type ExecResult struct {
+	// ExitCode As a shell has it: 127 when the program could not be started, and 128 with the signal's number when a signal ended
+	// it.
+	ExitCode int `json:"exit_code"`
+
+	// Signal The signal that ended it, such as `TERM`; absent when it ended by itself.
+	Signal string `json:"signal,omitempty"`
+
+	// Stdout What it wrote, at most the first 262144 bytes. What is no UTF-8 is U+FFFD here.
+	Stdout string `json:"stdout"`
+
+	// StdoutBase64 The same byte by byte, in base64; there only when it is not UTF-8.
+	StdoutBase64 string `json:"stdout_base64,omitempty"`
+
+	// Stderr As stdout.
+	Stderr string `json:"stderr"`
+
+	// StderrBase64 As stdout_base64.
+	StderrBase64 string `json:"stderr_base64,omitempty"`
+
+	// Truncated Whether one of the outputs was longer, and the rest of it was dropped.
+	Truncated bool `json:"truncated"`
+
+	// TimedOut Whether it was ended because its time was over.
+	TimedOut bool `json:"timed_out"`
+}
 
 // FeedContainers A message of the feed: all your containers.
 type FeedContainers struct {
@@ -500,6 +571,15 @@ type StorageList struct {
 	Storage []Storage `json:"storage"`
 }
 
+// StreamEnd Why a stream ends.
+type StreamEnd struct {
+	// Code For programs. A code stays as it is; there may come to be others.
+	Code Code `json:"code"`
+
+	// Detail The reason in words.
+	Detail string `json:"detail"`
+}
+
 // Ticket What stands for a token in the address of one WebSocket.
 type Ticket struct {
 	// Ticket For the query: `?ticket=TICKET`.
@@ -747,6 +827,15 @@ type ChangeContainerParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// StreamEventsParams defines parameters for StreamEvents.
+type StreamEventsParams struct {
+	// After The number of the last event that you know of.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The same; it goes before the query. Browsers send it when they connect again.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // AddIngressRuleParams defines parameters for AddIngressRule.
 type AddIngressRuleParams struct {
 	// IdempotencyKey A name for this request that you make up, such as a UUID. For 24 hours a repetition of it does nothing, and is
@@ -800,6 +889,9 @@ type CreateContainerJSONRequestBody = ContainerRequest
 
 // ChangeContainerJSONRequestBody defines body for ChangeContainer for application/json ContentType.
 type ChangeContainerJSONRequestBody = ContainerChange
+
+// ExecCommandJSONRequestBody defines body for ExecCommand for application/json ContentType.
+type ExecCommandJSONRequestBody = ExecRequest
 
 // AddIngressRuleJSONRequestBody defines body for AddIngressRule for application/json ContentType.
 type AddIngressRuleJSONRequestBody = IngressRuleRequest

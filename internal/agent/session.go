@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"berth/internal/agentproto"
 )
 
 // channel is one end of an SSH session channel: agentproto's, or that of the break-glass server.
@@ -134,6 +136,8 @@ func (s *session) handle(r request) bool {
 		if err = ssh.Unmarshal(r.payload, &m); err == nil {
 			err = s.start(m.Command, true)
 		}
+	case agentproto.RequestExec:
+		err = s.exec(r.payload)
 	case "subsystem":
 		err = s.subsystem(r.payload)
 	case "signal":
@@ -309,22 +313,28 @@ func (s *session) launch(c command) error {
 	if s.run != nil {
 		return errAlready
 	}
-	c.env, c.as = s.environ(), s.client.account
+	c.as = s.client.account
+	if c.env == nil {
+		c.env = s.environ()
+	}
 	if s.tty != nil {
 		return s.launchOnTTY(c)
 	}
 	return s.launchOnPipes(c)
 }
 
-// startIn starts c in the user's home, or in / where that is not possible. It says false when the client was told that
-// the program cannot be started.
+// startIn starts c in its directory; one that names none in the user's home, or in / where that is not possible. It says
+// false when the client was told that the program cannot be started.
 func (s *session) startIn(c command) (bool, error) {
-	c.dir = s.client.home
+	chosen := c.dir != ""
+	if !chosen {
+		c.dir = s.client.home
+	}
 	if c.dir == "" {
 		c.dir = "/"
 	}
 	run, err := s.s.procs.start(c)
-	if err != nil && c.dir != "/" {
+	if err != nil && c.dir != "/" && !chosen {
 		c.dir = "/"
 		run, err = s.s.procs.start(c)
 	}

@@ -82,6 +82,7 @@ type berth struct {
 	audit     auditing
 	engine    *containerd.Engine
 	control   *control.Service
+	sessions  *session.Multiplexer
 	hostKeys  []ssh.Signer
 	linkAddr  string // where gateways of other machines come; empty where none may
 	metrics   *monitor.Metrics
@@ -216,7 +217,7 @@ func (b *berth) openAPI(l net.Listener) {
 	c := httpapi.Config{
 		Service: b.control, Verifier: b.verifiers, Tokens: b.authority, Events: b.bus.Load(), Once: b.store,
 		Audit: b.store, Record: b.audit.queue.Record, Gateway: b.audit.gateway,
-		Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
+		Sessions: b.sessions, Zone: b.cfg.Zone, Log: b.log.With("part", "http"),
 		PublicURL: b.cfg.PublicURL, AllowedOrigins: b.cfg.AllowedOrigins, ExternalIP: b.cfg.GatewayIP(),
 		RequestsPerSecond: b.cfg.RequestsPerSecond, MaxFeeds: b.feedClients(), MaxFeedsPerUser: b.cfg.FeedsPerUser,
 		Ready: b.ready.Check, Observe: b.observeAnswer,
@@ -257,19 +258,29 @@ func (b *berth) openOperator(l net.Listener) {
 	b.onClose(func() error { return removeQuietly(b.files.path(operatorSocket)) })
 }
 
+// openSessions makes the pool of connections to the agents, which every way into a container shares.
+func (b *berth) openSessions(dial session.Dialer) {
+	b.sessions = session.New(session.Options{
+		Dialer: meteredDialer{dial, b.metrics.Dial}, Software: "berth " + version.String(), Log: b.log.With("part", "session"),
+	})
+	b.watchSessions(b.sessions)
+	b.onClose(func() error { // after those who use it
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return b.sessions.Close(ctx)
+	})
+}
+
 // openGateway makes the SSH gateway, on l.
 func (b *berth) openGateway(
-	l net.Listener, dir sshproxy.Directory, changes sshproxy.Changes, dial session.Dialer, containers lobby.Service,
+	l net.Listener, dir sshproxy.Directory, changes sshproxy.Changes, containers lobby.Service,
 ) (err error) {
 	if b.hostKeys, err = sshproxy.OpenHostKeys(b.cfg.DataDir); err != nil {
 		return err
 	}
-	sessions := session.New(session.Options{
-		Dialer: meteredDialer{dial, b.metrics.Dial}, Software: "berth " + version.String(), Log: b.log.With("part", "session"),
-	})
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
 	gateway, err := sshproxy.New(sshproxy.Options{
-		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: sessions, Changes: changes,
+		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: b.sessions, Changes: changes,
 		Record: b.audit.queue.Record,
 		Lobby:  func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
 		Log:    b.log.With("part", "ssh"),
@@ -277,9 +288,8 @@ func (b *berth) openGateway(
 	if err != nil {
 		return err
 	}
-	b.watchGateway(gateway, sessions)
-	shutdown := func(ctx context.Context) error { return errors.Join(gateway.Shutdown(ctx), sessions.Close(ctx)) }
-	b.edges = append(b.edges, edge{func() error { return gateway.Serve(l) }, shutdown})
+	b.watchGateway(gateway)
+	b.edges = append(b.edges, edge{func() error { return gateway.Serve(l) }, gateway.Shutdown})
 	b.inner = append(b.inner, keepHeap)
 	return nil
 }

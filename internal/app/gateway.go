@@ -61,7 +61,8 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := b.openGateway(gateway, replica, replica.Changes, dialer, listing{replica}); err != nil {
+	b.openSessions(dialer)
+	if err := b.openGateway(gateway, replica, replica.Changes, listing{replica}); err != nil {
 		return err
 	}
 	return b.serve(ctx, func(ctx context.Context) error { return b.announceGateway(ctx, replica, gateway.Addr(), out) })

@@ -130,9 +130,13 @@ func (b *berth) watchFeed(api *httpapi.Server) {
 }
 
 // watchGateway counts who is in.
-func (b *berth) watchGateway(g *sshproxy.Gateway, m *session.Multiplexer) {
+func (b *berth) watchGateway(g *sshproxy.Gateway) {
 	b.metrics.Gauge("berth_ssh_connections", func() float64 { return float64(g.Connections()) })
 	b.metrics.Gauge("berth_sessions", func() float64 { return float64(g.Sessions()) })
+}
+
+// watchSessions counts the agents that are reached.
+func (b *berth) watchSessions(m *session.Multiplexer) {
 	b.metrics.Gauge("berth_agent_connections", func() float64 { return float64(m.Transports()) })
 }
 

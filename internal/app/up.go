@@ -85,9 +85,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := b.openLink(ctx, !withGateway); err != nil {
 		return err
 	}
+	b.openSessions(b.engine)
 	b.openAPI(api)
 	if withGateway {
-		if err := b.openGateway(gateway, b.store, b.changes, b.engine, b.control); err != nil {
+		if err := b.openGateway(gateway, b.store, b.changes, b.control); err != nil {
 			return err
 		}
 	}

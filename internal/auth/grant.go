@@ -16,6 +16,7 @@ const (
 	ScopeAll             Scope = "all"
 	ScopeContainersRead  Scope = "containers:read"
 	ScopeContainersWrite Scope = "containers:write"
+	ScopeContainersExec  Scope = "containers:exec" // run commands in them: worth a login
 	ScopeKeysRead        Scope = "keys:read"
 	ScopeKeysWrite       Scope = "keys:write"
 	ScopeTokensRead      Scope = "tokens:read"
@@ -27,8 +28,8 @@ const (
 // Scopes lists every scope.
 func Scopes() []Scope {
 	return []Scope{
-		ScopeAll, ScopeContainersRead, ScopeContainersWrite, ScopeKeysRead, ScopeKeysWrite, ScopeTokensRead, ScopeTokensWrite,
-		ScopeAuditRead, ScopeAdmin,
+		ScopeAll, ScopeContainersRead, ScopeContainersWrite, ScopeContainersExec, ScopeKeysRead, ScopeKeysWrite, ScopeTokensRead,
+		ScopeTokensWrite, ScopeAuditRead, ScopeAdmin,
 	}
 }
 

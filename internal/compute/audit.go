@@ -119,7 +119,7 @@ func (r AuditRecord) Class() AuditClass {
 	case r.Outcome != OutcomeAllowed:
 		return AuditRefusal
 	case r.Via == ViaSSH && (r.Action == ActionLogin || r.Action == ActionSessionOpen || r.Action == ActionSessionEnd),
-		r.Action == "openSession", r.Action == "closeSession":
+		r.Action == "openSession", r.Action == "closeSession", r.Action == "execCommand":
 		return AuditAccess
 	}
 	return AuditChange

@@ -151,18 +151,14 @@ func sweep(ctx context.Context, l layout, say func(string, ...any)) error {
 // refsOf lists every container of which there is a trace on disk: a volume, mount points, a shim's or runc's state.
 func refsOf(l layout) ([]compute.Ref, error) {
 	var refs []compute.Ref
-	for _, dir := range []string{
-		l.dir("volumes"), l.run + "/c",
-		filepath.Join(l.statePath(), "io.containerd.runtime.v2.task", l.name),
-		filepath.Join(l.runcPath(), l.name),
-		l.dir("containerd", "root", "io.containerd.runtime.v2.task", l.name),
-	} {
+	for _, dir := range append(taskDirs(l), l.dir("volumes"), l.run+"/c") {
 		list, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
 		for _, d := range list {
-			if r, err := compute.ParseRef(strings.TrimSuffix(d.Name(), ".img")); err == nil && !slices.Contains(refs, r) {
+			name := strings.TrimPrefix(strings.TrimSuffix(d.Name(), ".img"), ".") // see sweepTask
+			if r, err := compute.ParseRef(name); err == nil && !slices.Contains(refs, r) {
 				refs = append(refs, r)
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -227,6 +229,29 @@ func TestContainerdKilled(t *testing.T) {
 	}
 	r.eventually(func() error { return e.Apply(t.Context(), s) })
 	r.sh(s, "true")
+}
+
+// What containerd was about to remove when it was killed, and has put a dot before, is removed with the container.
+func TestRemovesWhatContainerdForgot(t *testing.T) {
+	r := newRig(t)
+	e := r.open()
+	s := newSpec()
+	r.provision(s)
+	r.run(s)
+	if err := e.end(t.Context(), s.Ref, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range taskDirs(e.layout)[:2] {
+		if err := os.MkdirAll(filepath.Join(dir, "."+s.String(), "rest"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refs, err := refsOf(e.layout)
+	if err != nil || !slices.Contains(refs, s.Ref) {
+		t.Fatalf("%v, %v", refs, err)
+	}
+	r.remove(s)
+	r.gone(s.Ref)
 }
 
 // killDaemon kills containerd and returns when it is dead.

@@ -282,12 +282,13 @@ func (r *rig) await(seen <-chan compute.Observation, ref compute.Ref) compute.Ob
 func (r *rig) gone(ref compute.Ref) {
 	r.t.Helper()
 	l := r.e.layout
-	for _, p := range []string{
-		l.dir("volumes", ref.String()+".img"), l.dir("volumes", ref.String()+unfinished), string(l.place(ref)),
-		shimSocket(l, ref.String()), filepath.Join(l.runcPath(), l.name, ref.String()),
-		filepath.Join(l.statePath(), "io.containerd.runtime.v2.task", l.name, ref.String()),
-		l.dir("containerd", "root", "io.containerd.runtime.v2.task", l.name, ref.String()),
-	} {
+	paths := []string{
+		l.dir("volumes", ref.String()+".img"), l.dir("volumes", ref.String()+unfinished), string(l.place(ref)), shimSocket(l, ref.String()),
+	}
+	for _, dir := range taskDirs(l) {
+		paths = append(paths, filepath.Join(dir, ref.String()), filepath.Join(dir, "."+ref.String()))
+	}
+	for _, p := range paths {
 		if _, err := os.Lstat(p); !os.IsNotExist(err) {
 			r.t.Errorf("left behind: %s (%v)", p, err)
 		}

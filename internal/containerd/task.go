@@ -339,15 +339,24 @@ func sweepTask(ctx context.Context, l layout, r compute.Ref) error {
 	if err := os.Remove(shimSocket(l, r.String())); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	bundle := filepath.Join(l.statePath(), "io.containerd.runtime.v2.task", l.name, r.String())
-	if err := unmount(ctx, bundle+"/rootfs"); err != nil {
+	dirs := taskDirs(l)
+	if err := unmount(ctx, filepath.Join(dirs[0], r.String(), "rootfs")); err != nil {
 		return err
 	}
-	return errors.Join(
-		os.RemoveAll(bundle),
-		os.RemoveAll(filepath.Join(l.runcPath(), l.name, r.String())),
-		os.RemoveAll(l.dir("containerd", "root", "io.containerd.runtime.v2.task", l.name, r.String())),
-	)
+	var errs []error
+	for _, dir := range dirs {
+		// containerd puts a dot before the name of what it is about to remove, and forgets it when it is killed then.
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, r.String())), os.RemoveAll(filepath.Join(dir, "."+r.String())))
+	}
+	return errors.Join(errs...)
+}
+
+// taskDirs are the directories that have one for each container's process: containerd's bundles, its work, and runc's state.
+func taskDirs(l layout) []string {
+	const plugin = "io.containerd.runtime.v2.task"
+	return []string{
+		filepath.Join(l.statePath(), plugin, l.name), l.dir("containerd", "root", plugin, l.name), filepath.Join(l.runcPath(), l.name),
+	}
 }
 
 // isShim recognizes a shim of this instance; for one container, or for any when id is empty.

@@ -39,6 +39,10 @@ type Store interface {
 	// ContainersAt also returns the number of the last event whose change the list shows; both are of one snapshot.
 	ContainersAt(ctx context.Context, owner compute.UserID) ([]compute.Container, int64, error)
 	Container(ctx context.Context, owner compute.UserID, id compute.ContainerID) (compute.Container, error)
+	// ContainerHistory returns up to limit changes of the container's status after an event's number, of one snapshot.
+	ContainerHistory(
+		ctx context.Context, owner compute.UserID, id compute.ContainerID, after int64, limit int,
+	) (compute.History, error)
 	// SetDesired stores d with a new generation. It changes nothing when d stands already, except that DesiredRunning on a
 	// failed container is a new attempt. A start sets the status to pending; a stop leaves it to what is observed.
 	SetDesired(ctx context.Context, owner compute.UserID, id compute.ContainerID, d compute.Desired) (compute.Container, error)

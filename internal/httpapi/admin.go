@@ -42,16 +42,13 @@ func (s *Server) adminRoutes() {
 	s.handle(fiber.MethodDelete, "/compute/admin/storage/:ref", auth.ScopeAdmin, s.discardStorage)
 }
 
-// authenticateAdmin returns the administrator who acts. Everybody else is told what is said where nothing is.
-func (s *Server) authenticateAdmin(ctx context.Context, c *fiber.Ctx) (compute.Principal, error) {
+// admitAdmin returns the administrator who acts. Everybody else is told what is said where nothing is.
+func (s *Server) admitAdmin(ctx context.Context, c *fiber.Ctx) (credential, error) {
 	cred, err := s.admit(ctx, c, anyScope, headerOrCookie)
-	if err != nil {
-		return compute.Principal{}, err
+	if err == nil && (cred.Role != compute.RoleAdmin || !cred.Allows(auth.ScopeAdmin)) {
+		err = errNoPath
 	}
-	if cred.Role != compute.RoleAdmin || !cred.Allows(auth.ScopeAdmin) {
-		return compute.Principal{}, errNoPath
-	}
-	return cred.Principal, nil
+	return cred, err
 }
 
 // The names of the lists in cursors.

@@ -77,6 +77,14 @@ func (s *Server) recordStranger(fctx *fasthttp.RequestCtx, r *request) {
 	})
 }
 
+// recordBefore records that what was asked for is allowed, for what takes long: a record at its end might never come.
+func (s *Server) recordBefore(ctx context.Context) {
+	act := compute.ActOf(ctx)
+	record, _ := act.Ended(nil)
+	s.record(record)
+	act.Committed()
+}
+
 // actsBy tells the request's act who it is that acts.
 func actsBy(ctx context.Context, g auth.Grant) {
 	act := compute.ActOf(ctx)

@@ -1,25 +1,12 @@
 package httpapi
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
 
-	"github.com/gofiber/fiber/v2"
-
-	"berth/internal/auth"
 	"berth/internal/compute"
 )
-
-// authenticate returns who acts. The token must allow scope, if it is not anyScope.
-func (s *Server) authenticate(ctx context.Context, c *fiber.Ctx, scope auth.Scope) (compute.Principal, error) {
-	if scope == auth.ScopeAdmin {
-		return s.authenticateAdmin(ctx, c)
-	}
-	cred, err := s.admit(ctx, c, scope, headerOrCookie)
-	return cred.Principal, err
-}
 
 // bearer reads the token from the values of Authorization headers (RFC 6750, section 2.1).
 func bearer(headers []string) (string, error) {

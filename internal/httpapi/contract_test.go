@@ -394,6 +394,7 @@ func TestEveryRouteRefuses(t *testing.T) {
 		"PUT /compute/containers/{id}/ssh":      `{"ssh_enabled":true}`,
 		"PUT /compute/containers/{id}/ssh-keys": `{"ssh_key_ids":[1]}`,
 		"POST /compute/containers/{id}/ingress": `{"port":80}`,
+		"POST /compute/containers/{id}/exec":    `{"command":["true"]}`,
 		"PUT /compute/containers/{id}/mounts":   `{"mount_paths":[]}`,
 		"POST /compute/tokens":                  `{"name":"t","scopes":["all"]}`,
 		"POST /compute/admin/users":             `{"username":"carol"}`,

@@ -49,7 +49,6 @@ func (c *closing) Error() string { return fmt.Sprintf("%d %s", c.code, c.reason)
 var (
 	errGoingAway = &closing{websocket.CloseGoingAway, "The server is stopping; connect again."}
 	errExpired   = &closing{websocket.ClosePolicyViolation, "The token has expired; get a new one."}
-	errScope     = &closing{websocket.ClosePolicyViolation, "The token is not for that any more; get a new one."}
 	errChatter   = &closing{websocket.ClosePolicyViolation, "Nothing that you send is read here, and you send too much."}
 	errSilent    = &closing{websocket.ClosePolicyViolation, "No ping was answered in time."}
 	errNotUTF8   = &closing{websocket.CloseInvalidFramePayloadData, "The text is not UTF-8."}
@@ -147,7 +146,7 @@ func (f *feed) run(ws *websocket.Conn) {
 func guarded(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = compute.Internal("panic on the feed", fmt.Errorf("%v\n%s", v, debug.Stack()))
+			err = compute.Internal("panic in what lasts", fmt.Errorf("%v\n%s", v, debug.Stack()))
 		}
 	}()
 	return f()
@@ -288,18 +287,13 @@ func (f *feed) start() {
 
 // verify looks at the token again.
 func (f *feed) verify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, f.s.timeout)
-	defer cancel()
-	g, err := f.s.verifier.Verify(ctx, f.cred.token)
-	switch {
-	case err != nil && compute.CodeOf(err) == compute.CodeUnauthenticated:
+	err := f.s.verifyAgain(ctx, f.cred, auth.ScopeContainersRead)
+	switch compute.CodeOf(err) {
+	case compute.CodeUnauthenticated, compute.CodeForbidden:
 		return f.forbidden(&closing{websocket.ClosePolicyViolation, compute.UserMessage(err)})
-	case err != nil:
+	default:
 		return err
-	case g.User != f.cred.User || !g.Allows(auth.ScopeContainersRead):
-		return f.forbidden(errScope)
 	}
-	return nil
 }
 
 func (f *feed) forbidden(why *closing) error {

@@ -3,11 +3,8 @@ package httpapi
 import (
 	"cmp"
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"berth/internal/compute"
 )
 
 const (
@@ -42,23 +39,17 @@ type FeedStats struct {
 
 // feeds knows every client of the feed: it holds their number to its limits and can end them all.
 type feeds struct {
-	max, perUser int
-	times        feedTimes
+	*seats
+	times feedTimes
 
 	base context.Context // of every client's; ends with stop
 	end  context.CancelCauseFunc
 
-	refused, slow, silent, relisted, forbidden atomic.Uint64
-
-	mu      sync.Mutex
-	stopped bool // guarded by mu, as what follows
-	clients int
-	ofUsers map[compute.UserID]int
-	running sync.WaitGroup // clients; Add under mu, before stopped
+	slow, silent, relisted, forbidden atomic.Uint64
 }
 
 func newFeeds(limit, perUser int, times feedTimes) *feeds {
-	f := &feeds{max: limit, perUser: perUser, times: times.withDefaults(), ofUsers: make(map[compute.UserID]int)}
+	f := &feeds{seats: newSeats(limit, perUser, "feeds and streams of events"), times: times.withDefaults()}
 	f.base, f.end = context.WithCancelCause(context.Background())
 	return f
 }
@@ -66,63 +57,14 @@ func newFeeds(limit, perUser int, times feedTimes) *feeds {
 // Feeds counts the feed's clients.
 func (s *Server) Feeds() FeedStats {
 	f := s.feeds
-	f.mu.Lock()
-	clients := f.clients
-	f.mu.Unlock()
 	return FeedStats{
-		Clients: clients, Refused: f.refused.Load(), Slow: f.slow.Load(), Silent: f.silent.Load(),
+		Clients: f.count(), Refused: f.refused.Load(), Slow: f.slow.Load(), Silent: f.silent.Load(),
 		Relisted: f.relisted.Load(), Forbidden: f.forbidden.Load(),
 	}
 }
 
-// reserve counts a client of the user's in, until leave is called.
-func (f *feeds) reserve(user compute.UserID) (leave func(), err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch {
-	case f.stopped:
-		return nil, errStopped
-	case f.clients >= f.max:
-		f.refused.Add(1)
-		return nil, compute.Errorf(compute.CodeUnavailable, "There are too many clients of the feed; try again in a moment.")
-	case f.ofUsers[user] >= f.perUser:
-		f.refused.Add(1)
-		return nil, compute.Errorf(codeTooMany, "You have %d clients of the feed; close one first.", f.perUser)
-	}
-	f.clients++
-	f.ofUsers[user]++
-	f.running.Add(1)
-	return func() {
-		f.mu.Lock()
-		f.clients--
-		if f.ofUsers[user]--; f.ofUsers[user] == 0 {
-			delete(f.ofUsers, user)
-		}
-		f.mu.Unlock()
-		f.running.Done()
-	}, nil
-}
-
 // stop says goodbye to all clients and lets no more in.
 func (f *feeds) stop() {
-	f.mu.Lock()
-	f.stopped = true
-	f.mu.Unlock()
+	f.close()
 	f.end(errGoingAway)
-}
-
-// wait returns once all clients are gone, or with ctx's error when that ends first; the clients go on to leave. It follows
-// stop.
-func (f *feeds) wait(ctx context.Context) error {
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		f.running.Wait()
-	}()
-	select {
-	case <-gone:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

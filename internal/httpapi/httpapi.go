@@ -23,6 +23,7 @@ import (
 	"berth/internal/compute"
 	"berth/internal/control"
 	"berth/internal/event"
+	"berth/internal/session"
 )
 
 // Service is the control plane's use cases, as this edge needs them. An id that is absent and one of somebody else's
@@ -35,6 +36,11 @@ type Service interface {
 	ChangeContainer(
 		ctx context.Context, p compute.Principal, id compute.ContainerID, r compute.ContainerChange, m compute.Match,
 	) (control.ContainerView, error)
+	// EnterContainer returns a container that runs and that may be entered; CodeNotRunning, CodeSSHDisabled.
+	EnterContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (compute.Container, error)
+	ContainerHistory(
+		ctx context.Context, p compute.Principal, id compute.ContainerID, after int64, limit int,
+	) (compute.History, error)
 	InstanceTypes() []compute.InstanceType
 	StartContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
 	StopContainer(ctx context.Context, p compute.Principal, id compute.ContainerID) (control.ContainerView, error)
@@ -73,14 +79,20 @@ type Gateways interface {
 	Unacknowledged(ctx context.Context) []string
 }
 
-// Config is what a Server is made of. Service, Verifier, Tokens, Events, Once, Audit and Zone are required; zero elsewhere takes
-// the default.
+// Sessions reaches into containers: see session.Multiplexer.
+type Sessions interface {
+	Run(ctx context.Context, r compute.Ref, c session.Client, cmd session.Command, limit int) (session.Result, error)
+}
+
+// Config is what a Server is made of. Service, Verifier, Tokens, Events, Once, Sessions, Audit and Zone are required; zero
+// elsewhere takes the default.
 type Config struct {
 	Service  Service
 	Verifier Verifier
 	Tokens   Tokens
 	Events   Events
 	Once     Once
+	Sessions Sessions
 	Gateways Gateways // nil where there are none but this process's own
 	Audit    Audit
 	Record   func(compute.AuditRecord) // takes what the store does not record with a change, and never waits; nil drops it
@@ -130,6 +142,7 @@ type Server struct {
 	tokens     Tokens
 	events     Events
 	saved      Once
+	sessions   Sessions
 	gateways   Gateways
 	audit      Audit
 	record     func(compute.AuditRecord)
@@ -144,6 +157,7 @@ type Server struct {
 	tickets    *tickets
 	pace       *pace
 	feeds      *feeds
+	runs       *seats // commands
 
 	writeBuffers sync.Pool // of WebSockets
 
@@ -163,12 +177,12 @@ type Server struct {
 // New returns a Server. It does no I/O.
 func New(c Config) *Server {
 	s := &Server{
-		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, saved: c.Once, gateways: c.Gateways,
-		zone: c.Zone, log: c.Log, audit: c.Audit, record: c.Record, gateway: c.Gateway,
+		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, saved: c.Once, sessions: c.Sessions,
+		gateways: c.Gateways, zone: c.Zone, log: c.Log, audit: c.Audit, record: c.Record, gateway: c.Gateway,
 		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now), pace: newPace(c.RequestsPerSecond),
-		ready: c.Ready, observe: c.Observe,
+		ready: c.Ready, observe: c.Observe, runs: newSeats(maxRuns, maxRunsPerUser, "commands that run"),
 	}
 	s.feeds = newFeeds(cmp.Or(c.MaxFeeds, defaultMaxFeeds), cmp.Or(c.MaxFeedsPerUser, defaultMaxFeedsPerUser), c.feedTimes)
 	if s.log == nil {
@@ -229,6 +243,8 @@ func (s *Server) routes() {
 	s.handle(fiber.MethodGet, "/compute/containers/:id/mounts", auth.ScopeContainersRead, s.getMounts)
 	s.handle(fiber.MethodPut, "/compute/containers/:id/mounts", auth.ScopeContainersWrite, s.putMounts)
 
+	s.handleCredential(fiber.MethodPost, "/compute/containers/:id/exec", auth.ScopeContainersExec, s.execCommand)
+
 	s.handle(fiber.MethodGet, "/compute/instance-types", auth.ScopeContainersRead, s.listInstanceTypes)
 
 	s.handle(fiber.MethodGet, "/compute/ssh-keys", auth.ScopeKeysRead, s.listKeys)
@@ -244,6 +260,7 @@ func (s *Server) routes() {
 	s.open(fiber.MethodDelete, "/compute/session", s.closeSession)
 	s.open(fiber.MethodPost, "/compute/ws-ticket", s.issueTicket)
 	s.app.Get("/compute/ws", s.openFeed)
+	s.app.Get(eventsPath, s.openEvents(describe(fiber.MethodGet, eventsPath)))
 }
 
 // answer is what a handler returns: a status and what goes into the body as JSON.
@@ -253,19 +270,32 @@ type answer struct {
 }
 
 // handle registers f for principals whose token has scope, and for requests that are as the document says.
-func (s *Server) handle(
-	method, path string, scope auth.Scope, f handler,
+func (s *Server) handle(method, path string, scope auth.Scope, f handler) {
+	s.handleCredential(method, path, scope, func(ctx context.Context, c *fiber.Ctx, cred credential) (answer, error) {
+		return f(ctx, c, cred.Principal)
+	})
+}
+
+// handleCredential is handle for what lasts, and so must look at the credential again.
+func (s *Server) handleCredential(
+	method, path string, scope auth.Scope, f func(context.Context, *fiber.Ctx, credential) (answer, error),
 ) {
 	described := describe(method, path)
+	admit := func(ctx context.Context, c *fiber.Ctx) (credential, error) {
+		return s.admit(ctx, c, scope, headerOrCookie)
+	}
+	if scope == auth.ScopeAdmin {
+		admit = s.admitAdmin
+	}
 	checked := s.audited(described, func(ctx context.Context, c *fiber.Ctx) (answer, error) {
-		p, err := s.authenticate(ctx, c, scope)
+		cred, err := admit(ctx, c)
 		if err != nil {
 			return answer{}, err
 		}
 		if err := described.check(c); err != nil {
 			return answer{}, err
 		}
-		return f(ctx, c, p)
+		return f(ctx, c, cred)
 	})
 	s.add(method, path, checked)
 	if method == fiber.MethodGet { // net/http's clients and probes send HEAD; the body is left out on the way

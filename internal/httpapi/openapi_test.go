@@ -292,8 +292,8 @@ func TestScopesAreAsDescribed(t *testing.T) {
 	}
 	described := doc.Components.SecuritySchemes["bearer"].Value.Description
 	for _, scope := range []auth.Scope{
-		auth.ScopeAll, auth.ScopeContainersRead, auth.ScopeContainersWrite, auth.ScopeKeysRead, auth.ScopeKeysWrite,
-		auth.ScopeTokensRead, auth.ScopeTokensWrite, auth.ScopeAuditRead, auth.ScopeAdmin,
+		auth.ScopeAll, auth.ScopeContainersRead, auth.ScopeContainersWrite, auth.ScopeContainersExec, auth.ScopeKeysRead,
+		auth.ScopeKeysWrite, auth.ScopeTokensRead, auth.ScopeTokensWrite, auth.ScopeAuditRead, auth.ScopeAdmin,
 	} {
 		if !strings.Contains(described, "`"+string(scope)+"`") {
 			t.Errorf("the document does not explain %s", scope)

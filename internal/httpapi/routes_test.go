@@ -197,6 +197,8 @@ func TestForeignIsAbsent(t *testing.T) {
 		{"POST", "/stop", ""},
 		{"GET", "/ssh", ""},
 		{"PUT", "/ssh", `{"ssh_enabled":true}`},
+		{"POST", "/exec", `{"command":["true"]}`},
+		{"GET", "/events", ""},
 		{"GET", "/ingress", ""},
 		{"POST", "/ingress", `{"port":443}`},
 		{"DELETE", "/ingress/8080", ""}, // bob's has a rule for it

@@ -220,24 +220,7 @@ func (g *Gateway) authorize(ctx context.Context, id compute.ContainerID, key str
 		g.log.Error("authorize", "container", id, "err", err)
 		return t, err
 	}
-	return t, entry(t.Container)
-}
-
-// entry says why nobody gets into a container now, or nil.
-func entry(c compute.Container) error {
-	switch {
-	case !c.SSHEnabled:
-		return compute.Errorf(compute.CodeSSHDisabled,
-			"SSH is off for container %s; its owner turns it on with PUT /compute/containers/%s/ssh.", c.ID, c.ID)
-	case c.Status == compute.StatusRunning:
-		return nil
-	case c.Status == compute.StatusFailed && c.StatusMessage != "":
-		return compute.Errorf(compute.CodeNotRunning, "Container %s has failed: %s", c.ID, c.StatusMessage)
-	case c.Status == compute.StatusFailed, c.Status == compute.StatusStopped:
-		return compute.Errorf(compute.CodeNotRunning,
-			"Container %s is %s; its owner starts it with POST /compute/containers/%s/start.", c.ID, c.Status, c.ID)
-	}
-	return compute.Errorf(compute.CodeNotRunning, "Container %s is starting (%s); try again in a moment.", c.ID, c.Status)
+	return t, t.Container.Entry()
 }
 
 // principal returns the account that a lobby login acts for. The error is for the client to read.

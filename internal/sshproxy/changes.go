@@ -152,7 +152,7 @@ func (g *Gateway) mayStay(q question) answer {
 	case err != nil:
 		return answer{err: err}
 	case !t.Container.SSHEnabled:
-		return answer{why: entry(t.Container)}
+		return answer{why: t.Container.Entry()}
 	case t.Container.Desired != compute.DesiredRunning:
 		return answer{why: compute.Errorf(compute.CodeNotRunning, "Container %s was stopped by its owner.", t.Container.ID)}
 	}

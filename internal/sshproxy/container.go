@@ -38,7 +38,7 @@ func (c *conn) warm(id compute.ContainerID, key string) {
 	c.work(func() {
 		ctx, cancel := context.WithTimeout(c.ctx, c.g.o.Limits.OpenTimeout)
 		defer cancel()
-		if t, err := c.g.target(ctx, id, key); err == nil && entry(t.Container) == nil {
+		if t, err := c.g.target(ctx, id, key); err == nil && t.Container.Entry() == nil {
 			c.g.o.Sessions.Warm(t.Container.Ref())
 		}
 	})

@@ -7,11 +7,14 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
+
+	"berth/internal/compute"
 )
 
 // dumped are the schemas that testdata has a dump of a database of (vN.sql), each made by the version of Berth that had it:
 // a release adds one.
-var dumped = []int64{1, 2, 3}
+var dumped = []int64{1, 2, 3, 4, 5, 6, 7}
 
 // loadDump makes a database of the dump of a schema.
 func loadDump(t *testing.T, version int64) (path string) {
@@ -39,6 +42,7 @@ func TestDatabasesOfEverySchema(t *testing.T) {
 	ctx := t.Context()
 	fresh := openNew(t, Options{})
 	want := schemaOf(t, fresh.db)
+	then := func() time.Time { return fromMillis(1768473020000) } // when the dumps were made
 	for _, version := range dumped {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
 			path := loadDump(t, version)
@@ -50,7 +54,7 @@ func TestDatabasesOfEverySchema(t *testing.T) {
 				t.Fatalf("%+v, %v", id, err)
 			}
 			for _, p := range []string{path, copied} {
-				s := openAt(t, p, Options{NewID: propose("40000000")})
+				s := openAt(t, p, Options{Now: then, NewID: propose("40000000")})
 				if got := schemaOf(t, s.db); got != want {
 					t.Fatalf("the migrated schema is not the fresh one:\n%s\n%s", got, want)
 				}
@@ -84,6 +88,27 @@ func checkDumped(t *testing.T, s *Store, version int64, live bool) {
 	}
 	if gone, _, err := s.Token(ctx, "gone"); version >= 3 && (err != nil || gone.RevokedAt.IsZero()) {
 		t.Errorf("%+v, %v: revoked, and live again", gone, err)
+	}
+	first, err := s.Gateway(ctx, "SHA256:first")
+	if version >= 4 && (err != nil || first.RevokedAt.IsZero()) {
+		t.Errorf("%+v, %v: revoked, and in force again", first, err)
+	}
+	if gateways, err := s.Gateways(ctx); err != nil || (len(gateways) == 2) != (version >= 4) {
+		t.Errorf("gateways %+v, %v", gateways, err)
+	}
+	records, _, err := s.Audit(ctx, compute.AuditQuery{Limit: 10, OldestFirst: true})
+	if version >= 5 && (err != nil || len(records) < 2 || records[0].Action != "startContainer" || records[1].Count != 3) {
+		t.Errorf("audit %+v, %v", records, err)
+	}
+	if version >= 6 {
+		saved, err := s.BeginOnce(ctx, 1, "again", [32]byte{})
+		if err != nil || saved == nil || saved.Status != 201 {
+			t.Errorf("%+v, %v: carried out once more", saved, err)
+		}
+	}
+	u, err := s.LimitedUser(ctx, 1)
+	if err != nil || (u.Limits.Containers != nil && *u.Limits.Containers == 5) != (version >= 7) {
+		t.Errorf("limits %+v, %v", u, err)
 	}
 	if made := addContainer(t, s, 1, 1); made.ID != "40000000" {
 		t.Errorf("%+v", made)

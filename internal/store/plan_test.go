@@ -24,6 +24,8 @@ func TestIndexesServe(t *testing.T) {
 		"user":            queryUser,
 		"user by name":    queryUserByName,
 		"events":          queryEvents,
+		"history":         queryHistory,
+		"oldest event":    queryOldestEvent,
 		"insert key":      insertKeyQuery,
 		"insert box":      insertContainer,
 		"waiting":         queryWaiting,
