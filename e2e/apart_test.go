@@ -380,6 +380,18 @@ func TestGatewayElsewhere(t *testing.T) {
 	if err != nil || !strings.Contains(out, "connected") || !strings.Contains(out, "never") {
 		t.Errorf("gateway ls says %q, %v", out, err)
 	}
+	var seen struct {
+		Records []struct{ Action, Target, Gateway, Username string }
+	}
+	soon(t, "who came there is in the audit log, as of that gateway", func() bool {
+		if err := a.do(http.MethodGet, "/compute/audit?action=login", "", &seen); err != nil {
+			t.Fatal(err)
+		}
+		return len(seen.Records) > 0
+	})
+	if r := seen.Records[0]; r.Gateway != "far" || r.Target != "lobby" || r.Username != a.name {
+		t.Errorf("recorded is %+v", r)
+	}
 	live, err := far.login(t, far.clientConfig(t, a.name, a.signer))
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ func (s *Server) shareWithPages() fiber.Handler {
 		AllowCredentials: true,
 		AllowMethods:     "GET,HEAD,POST,PUT,PATCH,DELETE",
 		AllowHeaders: strings.Join([]string{
-			fiber.HeaderAuthorization, fiber.HeaderContentType, fiber.HeaderIfMatch, headerIdempotencyKey, "X-Request-Id",
+			fiber.HeaderAuthorization, fiber.HeaderContentType, fiber.HeaderIfMatch, headerIdempotencyKey, headerLastEventID, "X-Request-Id",
 		}, ","),
 		ExposeHeaders: strings.Join([]string{
 			fiber.HeaderETag, fiber.HeaderLocation, fiber.HeaderRetryAfter, fiber.HeaderWWWAuthenticate, "RateLimit", "RateLimit-Policy",
