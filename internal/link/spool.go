@@ -171,12 +171,12 @@ func (s *Spool) openPart(path string) (_ *part, err error) {
 	} else if err != nil {
 		return nil, err
 	}
-	queue, first, err := parseSpoolHeader(head)
+	h, err := parseSpoolHead(head)
 	if err != nil {
 		return nil, err
 	}
 	p := &part{f: f, path: path, size: spoolHeader, done: spoolHeader}
-	s.queue, s.next = queue, first
+	s.queue, s.next = h.queue, h.first
 	for in := newFrameReader(f, maxRecords); ; {
 		fr, err := in.next()
 		if errors.Is(err, io.EOF) {
@@ -196,35 +196,48 @@ func (s *Spool) openPart(path string) (_ *part, err error) {
 			return p, f.Truncate(p.size)
 		}
 		p.size += int64(len(fr.raw))
-		s.next = b.Last + 1
+		if s.next = b.Last + 1; b.Last <= h.stored {
+			p.done = p.size
+		}
 	}
 }
 
-func spoolHeaderBytes(queue string, first int64) ([]byte, error) {
-	id, err := hex.DecodeString(queue)
+// spoolHead is the beginning of a file.
+type spoolHead struct {
+	queue  string
+	first  int64 // the number of its first record
+	stored int64 // up to which number the control plane has them: after a crash this may be less than it had said
+}
+
+func (h spoolHead) bytes() ([]byte, error) {
+	id, err := hex.DecodeString(h.queue)
 	if err != nil {
 		return nil, err
 	}
 	b := make([]byte, spoolHeader)
 	copy(b, spoolMagic)
 	binary.BigEndian.PutUint32(b[8:], spoolFormat)
-	binary.BigEndian.PutUint64(b[16:], uint64(first))
+	binary.BigEndian.PutUint64(b[16:], uint64(h.first))
 	copy(b[24:40], id)
+	binary.BigEndian.PutUint64(b[40:], uint64(h.stored))
 	binary.BigEndian.PutUint32(b[spoolHeader-4:], crc(b[:spoolHeader-4]))
 	return b, nil
 }
 
-func parseSpoolHeader(b []byte) (queue string, first int64, err error) {
+func parseSpoolHead(b []byte) (h spoolHead, err error) {
 	switch {
 	case !bytes.HasPrefix(b, []byte(spoolMagic)), crc(b[:spoolHeader-4]) != binary.BigEndian.Uint32(b[spoolHeader-4:]):
-		return "", 0, fmt.Errorf("%w: its header", errDamaged)
+		return h, fmt.Errorf("%w: its header", errDamaged)
 	case binary.BigEndian.Uint32(b[8:]) != spoolFormat:
-		return "", 0, fmt.Errorf("it is of format %d, and this version of Berth reads %d", binary.BigEndian.Uint32(b[8:]), spoolFormat)
+		return h, fmt.Errorf("it is of format %d, and this version of Berth reads %d", binary.BigEndian.Uint32(b[8:]), spoolFormat)
 	}
-	if first = int64(binary.BigEndian.Uint64(b[16:])); first < 1 || first > maxNumber {
-		return "", 0, fmt.Errorf("%w: its header", errDamaged)
+	h = spoolHead{
+		queue: hex.EncodeToString(b[24:40]), first: int64(binary.BigEndian.Uint64(b[16:])), stored: int64(binary.BigEndian.Uint64(b[40:])),
 	}
-	return hex.EncodeToString(b[24:40]), first, nil
+	if h.first < 1 || h.first > maxNumber {
+		return h, fmt.Errorf("%w: its header", errDamaged)
+	}
+	return h, nil
 }
 
 // begin makes a new file the one that records go to. The one before, if there is one, is put aside.
@@ -237,9 +250,9 @@ func (s *Spool) begin() error {
 		return err
 	}
 	s.mu.Lock()
-	queue, next := s.queue, s.next
+	h := spoolHead{queue: s.queue, first: s.next}
 	s.mu.Unlock()
-	head, err := spoolHeaderBytes(queue, next)
+	head, err := h.bytes()
 	if err == nil {
 		_, err = f.Write(head)
 	}

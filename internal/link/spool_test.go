@@ -227,6 +227,28 @@ func TestSpoolDamaged(t *testing.T) {
 	}
 }
 
+// What the control plane has is not sent again after a restart, also where another credential takes the place of the one that
+// it was sent with: for that one the control plane knows no number.
+func TestSpoolKnowsWhatIsStored(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "spool")
+	s := openSpool(t, path, 64<<10)
+	last := int64(0)
+	for n := 1; n <= 300; n++ { // both files
+		keep(t, s, login(n))
+		if n == 290 {
+			_, last = takeAll(t, s, last)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, path, 64<<10)
+	list, _ := takeAll(t, s, 0)
+	if wantRun(t, list, 291, 300); last != 290 {
+		t.Errorf("%d were stored", last)
+	}
+}
+
 // A crash between two steps of putting a file aside costs nothing.
 func TestSpoolCrashes(t *testing.T) {
 	for _, left := range [][2]string{{"", ".1"}, {"", ""}} { // the newer file is not there yet; a draft is

@@ -36,6 +36,9 @@ func (s *Spool) oldest(after int64) (raw []byte, ok bool, err error) {
 			raw, err := s.gather(p, b, at+n, end)
 			return raw, err == nil, err
 		}
+		if err := p.note(func(h *spoolHead) { h.stored = b.Last }); err != nil {
+			return nil, false, err
+		}
 		s.mu.Lock()
 		p.done += n
 		s.announce()
@@ -125,18 +128,7 @@ func (s *Spool) rename() error {
 	parts := s.parts
 	s.mu.Unlock()
 	for _, p := range parts {
-		head := make([]byte, spoolHeader)
-		if _, err := p.f.ReadAt(head, 0); err != nil {
-			return err
-		}
-		_, first, err := parseSpoolHeader(head)
-		if err != nil {
-			return err
-		}
-		if head, err = spoolHeaderBytes(queue, first); err != nil {
-			return err
-		}
-		if _, err := p.f.WriteAt(head, 0); err != nil {
+		if err := p.note(func(h *spoolHead) { h.queue = queue }); err != nil {
 			return err
 		}
 		if err := p.f.Sync(); err != nil {
@@ -147,4 +139,22 @@ func (s *Spool) rename() error {
 	defer s.mu.Unlock()
 	s.queue = queue
 	return nil
+}
+
+// note changes the head of a file. It is not synced: what is there then says less, and the control plane knows better.
+func (p *part) note(change func(*spoolHead)) error {
+	head := make([]byte, spoolHeader)
+	if _, err := p.f.ReadAt(head, 0); err != nil {
+		return err
+	}
+	h, err := parseSpoolHead(head)
+	if err != nil {
+		return err
+	}
+	change(&h)
+	if head, err = h.bytes(); err != nil {
+		return err
+	}
+	_, err = p.f.WriteAt(head, 0)
+	return err
 }
