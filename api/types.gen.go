@@ -31,15 +31,14 @@ const (
 
 // AuditRecord Something that somebody did, or was refused. What is not known, or has no meaning there, is left out.
 type AuditRecord struct {
-	// Seq Its number, in the order in which records were stored; 0 where a gateway alone wrote it down.
+	// Seq Its number, in the order in which records were stored.
 	Seq int64 `json:"seq"`
 
 	// Time When it happened, in UTC.
 	Time string `json:"time"`
 
 	// Action The operation of this API, whichever way it was asked for; or `login`, `openSSHSession`, `endSSHSession`,
-	// `authenticate` (a token that was refused), `provisionUser`, `createUser`, `disableUser`, `enableUser`,
-	// `loseAuditRecords`.
+	// `authenticate` (a token that was refused), `provisionUser`, `loseAuditRecords`.
 	Action string `json:"action"`
 
 	// Outcome `allowed`: it was done. `denied`: who asked may not, or there is no such thing for them. `failed`: who asked may,
@@ -74,7 +73,7 @@ type AuditRecord struct {
 	// Via `rest`, `ssh`, `operator`, or `berth` for what nobody asked for.
 	Via string `json:"via"`
 
-	// Gateway The name of the machine that it reached.
+	// Gateway The name of the machine that it reached, or of the credential of a gateway apart.
 	Gateway string `json:"gateway,omitempty"`
 
 	// RequestID The answer's `X-Request-Id`.
@@ -751,8 +750,8 @@ type UnsupportedMedia = Problem
 
 // ListAllContainersParams defines parameters for ListAllContainers.
 type ListAllContainersParams struct {
-	// User The `id` of the account whose containers are asked for.
-	User *int64 `form:"user,omitempty" json:"user,omitempty"`
+	// User The `id` of the account whose containers are asked for, or its name.
+	User *string `form:"user,omitempty" json:"user,omitempty"`
 
 	// Status The status that they must have.
 	Status *Status `form:"status,omitempty" json:"status,omitempty"`
@@ -784,7 +783,7 @@ type AddUserParams struct {
 
 // ListAuditRecordsParams defines parameters for ListAuditRecords.
 type ListAuditRecordsParams struct {
-	// User Of the account with that name; anybody's for an administrator.
+	// User Of the account with that name, or that `id`; anybody's for an administrator.
 	User *string `form:"user,omitempty" json:"user,omitempty"`
 
 	// Container About the container with that `id`, one that is gone too.

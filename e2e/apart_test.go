@@ -92,8 +92,10 @@ func TestRolesApart(t *testing.T) {
 	i := apart(t)
 	a := personOn(t, i, "apart")
 	id := boxOf(t, a, `{"storage_gb": 1}`)
+	logins := 0
 	works := func(when string) {
 		t.Helper()
+		logins += 2
 		for _, way := range []string{a.at(id), "root@" + id + "." + i.ready.Zone} {
 			if out, err := a.ssh(way, "echo works"); err != nil || out != "works" {
 				t.Fatalf("%s: %q, %v", when, out, err)
@@ -146,7 +148,7 @@ func TestRolesApart(t *testing.T) {
 	i.awaitKnown(t, a, id)
 	works("SSH is on again")
 
-	gatewayAudits(t, i, id)
+	gatewayAudits(t, i, a, id, logins)
 
 	if err := i.gateway.kill(); err != nil {
 		t.Fatal(err)
@@ -377,6 +379,18 @@ func TestGatewayElsewhere(t *testing.T) {
 	out, err := i.run("gateway", "ls")
 	if err != nil || !strings.Contains(out, "connected") || !strings.Contains(out, "never") {
 		t.Errorf("gateway ls says %q, %v", out, err)
+	}
+	var seen struct {
+		Records []struct{ Action, Target, Gateway, Username string }
+	}
+	soon(t, "who came there is in the audit log, as of that gateway", func() bool {
+		if err := a.do(http.MethodGet, "/compute/audit?action=login", "", &seen); err != nil {
+			t.Fatal(err)
+		}
+		return len(seen.Records) > 0
+	})
+	if r := seen.Records[0]; r.Gateway != "far" || r.Target != "lobby" || r.Username != a.name {
+		t.Errorf("recorded is %+v", r)
 	}
 	live, err := far.login(t, far.clientConfig(t, a.name, a.signer))
 	if err != nil {

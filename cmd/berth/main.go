@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"berth/internal/app"
 	"berth/internal/config"
 	"berth/internal/version"
 )
@@ -31,6 +32,7 @@ func main() {
 	root.SetUsageTemplate(settingsOnce(root.UsageTemplate()))
 	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), gatewayCommand(), doctorCommand(),
 		backupCommand(), restoreCommand())
+	app.HintAtHelp(root)
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errReported) {
 			fmt.Fprintln(os.Stderr, "berth:", err)

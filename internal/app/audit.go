@@ -8,14 +8,16 @@ import (
 
 	"berth/internal/audit"
 	"berth/internal/compute"
+	"berth/internal/link"
 	"berth/internal/store"
 )
 
-// The files of JSON lines: of the process with the database, and of a gateway beside it, which writes down by itself what it
-// saw until the link carries that to the control plane.
+// The file of JSON lines, of the process with the database, and what a gateway saw and has not brought there yet. Before the
+// link carried records, gateways wrote lines by themselves.
 const (
-	auditFile        = "audit.jsonl"
-	gatewayAuditFile = "gateway-audit.jsonl"
+	auditFile           = "audit.jsonl"
+	spoolFile           = "link_audit"
+	oldGatewayAuditFile = "gateway-audit.jsonl"
 )
 
 // auditing is how this process records what happens.
@@ -42,6 +44,7 @@ func (b *berth) openAudit() error {
 	}
 	b.onClose(f.Close)
 	b.audit.queue = audit.NewQueue(b.store, b.audit.gateway, log)
+	b.watchAudit(b.audit.queue)
 	keep := compute.AuditRetention{
 		Age: time.Duration(b.cfg.AuditDays) * 24 * time.Hour, PerClass: int64(b.cfg.AuditRecords) / 3,
 	}
@@ -56,15 +59,35 @@ func (b *berth) openAudit() error {
 	return nil
 }
 
-// openGatewayAudit begins to write records to a file alone.
-func (b *berth) openGatewayAudit() error {
-	f, err := audit.OpenFile(b.files.path(gatewayAuditFile))
+// lastWords is how long a gateway that ends stays for its last records to be taken; others wait on its disk for the next start.
+const lastWords = time.Second
+
+// openGatewayLink begins to follow the control plane, and to bring it what this gateway sees. The link ends after what is
+// recorded.
+func (b *berth) openGatewayLink(replica *link.Replica) error {
+	log := b.log.With("part", "link")
+	spool, err := link.OpenSpool(b.files.path(spoolFile), link.SpoolOptions{Log: log})
 	if err != nil {
 		return err
 	}
-	b.onClose(f.Close)
-	b.audit.queue = audit.NewQueue(f, b.audit.gateway, b.log.With("part", "audit"))
-	b.inner = append(b.inner, b.audit.queue.Run)
+	b.onClose(spool.Close)
+	b.watchSpool(spool)
+	client := link.NewClient(link.ClientOptions{
+		Replica: replica, Spool: spool, Credential: b.readCredential, Dial: b.dialLink, Log: log,
+	})
+	b.audit.queue = audit.NewQueue(spool, b.audit.gateway, b.log.With("part", "audit"))
+	b.watchAudit(b.audit.queue)
+	b.inner = append(b.inner, func(ctx context.Context) error {
+		linked, stop := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan error, 1)
+		go func() { done <- client.Run(linked) }()
+		err := b.audit.queue.Run(ctx)
+		last, cancel := context.WithTimeout(linked, lastWords)
+		spool.Delivered(last)
+		cancel()
+		stop()
+		return errors.Join(err, <-done)
+	})
 	return nil
 }
 
@@ -101,7 +124,7 @@ func (a audited) record(ctx context.Context, action, target string, f func(conte
 }
 
 func (a audited) AddUser(ctx context.Context, username string, admin bool, keys []string) (u User, err error) {
-	err = a.record(ctx, compute.ActionCreateUser, "user:"+username, func(ctx context.Context) error {
+	err = a.record(ctx, compute.ActionAddUser, "user:"+username, func(ctx context.Context) error {
 		u, err = a.Operator.AddUser(ctx, username, admin, keys)
 		return err
 	})
@@ -109,11 +132,8 @@ func (a audited) AddUser(ctx context.Context, username string, admin bool, keys 
 }
 
 func (a audited) SetUserDisabled(ctx context.Context, username string, disabled bool) (u User, err error) {
-	action := compute.ActionEnableUser
-	if disabled {
-		action = compute.ActionDisableUser
-	}
-	err = a.record(ctx, action, "user:"+username, func(ctx context.Context) error {
+	change := compute.UserChange{Disabled: &disabled}
+	err = a.record(ctx, compute.ActionChangeUser, change.Target(username), func(ctx context.Context) error {
 		u, err = a.Operator.SetUserDisabled(ctx, username, disabled)
 		return err
 	})

@@ -84,11 +84,11 @@ func TestOperatorIsAudited(t *testing.T) {
 		}
 	}
 	want := []string{
-		"createUser user:ada ada carol allowed",
-		"createUser user:ada carol failed conflict",
-		"disableUser user:ada ada carol allowed",
-		"disableUser user:ada carol allowed",
-		"enableUser user:ada ada " + b.in.name + " allowed",
+		"addUser user:ada ada carol allowed",
+		"addUser user:ada carol failed conflict",
+		"changeUser user:ada disabled:true ada carol allowed",
+		"changeUser user:ada disabled:true carol allowed",
+		"changeUser user:ada disabled:false ada " + b.in.name + " allowed",
 		"addToken token:" + id + " ada carol allowed",
 		"revokeToken token:" + id + " ada carol allowed",
 		"revokeToken token:" + id + " carol denied not_found",
@@ -106,7 +106,8 @@ func TestOperatorIsAudited(t *testing.T) {
 func TestAuditFilesAreRemoved(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{
-		"audit.jsonl", "audit.jsonl.1", "audit.jsonl.4", "gateway-audit.jsonl", "gateway-audit.jsonl.2", "audit.jsonl.mine",
+		"audit.jsonl", "audit.jsonl.1", "audit.jsonl.4", "gateway-audit.jsonl", "gateway-audit.jsonl.2", "link_audit",
+		"link_audit.1", "link_audit.new", "audit.jsonl.mine",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)

@@ -152,6 +152,7 @@ func TestBackupAndRestore(t *testing.T) {
 		if token, err = b.operator.Token(t.Context(), TokenRequest{Username: "alice", Name: "ci", TTL: time.Hour}); err != nil {
 			t.Fatal(err)
 		}
+		file = s.backup() // the token is in it
 		s.refused(file, "berth runs in")
 		s.addUser(b, "bob")
 	})
@@ -185,6 +186,15 @@ func TestBackupAndRestore(t *testing.T) {
 	s.running(func(b *berth) {
 		if _, err := b.authority.Verify(t.Context(), token); err == nil {
 			t.Error("a token of before is good still")
+		}
+		if list, err := b.operator.Tokens(t.Context(), ""); err != nil || len(list) > 0 {
+			t.Errorf("listed are %+v, %v", list, err)
+		}
+		if _, err := b.operator.SetUserDisabled(t.Context(), "alice", true); err != nil {
+			t.Fatal(err)
+		}
+		if last, err := b.store.LastAudit(t.Context()); err != nil || last != before.LastAudit+1 {
+			t.Errorf("the first record after %d has number %d, %v", before.LastAudit, last, err)
 		}
 	})
 	aside := glob(t, s.path(replacedDirs+"*"), 1)[0]

@@ -45,6 +45,7 @@ var (
 	_ sshproxy.Directory = (*link.Replica)(nil)
 	_ sshproxy.Changes   = (*link.Replica)(nil).Changes
 	_ link.Source        = (*store.Store)(nil)
+	_ link.Trail         = (*store.Store)(nil)
 	_ httpapi.Service    = (*control.Service)(nil)
 	_ httpapi.Tokens     = (*auth.Authority)(nil)
 	_ auth.Ledger        = (*store.Store)(nil)
@@ -52,7 +53,7 @@ var (
 	_ auth.Keys          = (*store.Store)(nil)
 	_ audit.Store        = (*store.Store)(nil)
 	_ audit.Sink         = (*store.Store)(nil)
-	_ audit.Sink         = (*audit.File)(nil)
+	_ audit.Sink         = (*link.Spool)(nil)
 	_ httpapi.Audit      = (*store.Store)(nil)
 	_ lobby.Service      = (*control.Service)(nil)
 )
@@ -351,10 +352,14 @@ func hostTypes() []compute.InstanceType {
 func (b *berth) listenTCP(setting, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("cannot serve at %s: %w; choose another address with --%s", addr, errors.Unwrap(err), setting)
+		return nil, cannotListen(setting, addr, err)
 	}
 	b.onClose(func() error { return closed(l.Close()) })
 	return l, nil
+}
+
+func cannotListen(setting, addr string, err error) error {
+	return fmt.Errorf("cannot serve at %s: %w; choose another address with --%s", addr, errors.Unwrap(err), setting)
 }
 
 // closed passes over that something was closed already.

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 )
 
+// readyFile is there while Berth serves.
+const readyFile = "ready.json"
+
 // Ready is what ready.json says while Berth serves.
 type Ready struct {
 	APIURL  string `json:"api_url"`
@@ -126,5 +129,5 @@ func (f clientFiles) writeReady(r Ready) error {
 	if err != nil {
 		return err
 	}
-	return f.in.writeFile(f.path("ready.json"), string(text)+"\n", 0o644)
+	return f.in.writeFile(f.path(readyFile), string(text)+"\n", 0o644)
 }

@@ -30,6 +30,7 @@ func Main(name, short string, serve func(ctx context.Context, c config.Config, o
 		},
 	}
 	config.Flags(cmd.Flags())
+	HintAtHelp(cmd)
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		os.Exit(1)

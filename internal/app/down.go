@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -79,7 +78,8 @@ func removeData(dir string) error {
 		names = append(names, "id_ed25519", "id_ed25519.pub") // not a key of the person's own
 	}
 	names = append(names, audit.Names(auditFile)...)
-	names = append(names, audit.Names(gatewayAuditFile)...)
+	names = append(names, audit.Names(oldGatewayAuditFile)...)
+	names = append(names, link.SpoolFiles(spoolFile)...)
 	names = append(names, "commits") // of versions before the link
 	names = append(names, "berth.db-wal", "berth.db-shm", "berth.db.lock", "berth.db", gatewayLockFile, dataLockFile)
 	var errs []error
@@ -136,17 +136,8 @@ func checkAddresses(c config.Config) Check {
 	if served(c.DataDir) {
 		return check
 	}
-	var taken []string
-	for _, a := range []struct{ setting, addr string }{{"http-addr", c.HTTPAddr}, {"ssh-addr", c.SSHAddr}} {
-		l, err := net.Listen("tcp", a.addr)
-		if err != nil {
-			taken = append(taken, fmt.Sprintf("cannot serve at %s: %v; choose another with --%s", a.addr, errors.Unwrap(err), a.setting))
-			continue
-		}
-		_ = l.Close() // nobody was accepted
-	}
-	if len(taken) > 0 {
-		check.OK, check.Detail = false, strings.Join(taken, "; ")
+	if err := takenAddresses(c); err != nil {
+		check.OK, check.Detail = false, err.Error()
 	}
 	return check
 }

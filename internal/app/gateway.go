@@ -49,13 +49,12 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	log := b.log.With("part", "link")
-	replica := link.OpenReplica(b.files.path(replicaFile), link.ReplicaOptions{MaxStale: c.MaxStale, Log: log})
+	replica := link.OpenReplica(b.files.path(replicaFile), link.ReplicaOptions{
+		MaxStale: c.MaxStale, Log: b.log.With("part", "link"),
+	})
 	b.onClose(replica.Close)
 	b.watchReplica(replica)
-	client := link.NewClient(link.ClientOptions{Replica: replica, Credential: b.readCredential, Dial: b.dialLink, Log: log})
-	b.inner = append(b.inner, client.Run)
-	if err := b.openGatewayAudit(); err != nil {
+	if err := b.openGatewayLink(replica); err != nil {
 		return err
 	}
 	dialer, err := containerd.NewDialer(c.DataDir)

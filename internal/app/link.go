@@ -31,7 +31,7 @@ func (b *berth) openLink(ctx context.Context, local bool) error {
 		return err
 	}
 	server, err := link.NewServer(link.ServerOptions{
-		Source: b.store, Authority: authority, MaxStale: b.cfg.MaxStale, Log: b.log.With("part", "link"),
+		Source: b.store, Trail: b.store, Authority: authority, MaxStale: b.cfg.MaxStale, Log: b.log.With("part", "link"),
 	})
 	if err != nil {
 		return err

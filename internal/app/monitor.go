@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"berth/internal/audit"
 	"berth/internal/compute"
 	"berth/internal/control"
 	"berth/internal/httpapi"
@@ -66,6 +67,17 @@ func (b *berth) watchLink(s *link.Server, db database) {
 		return float64(lag)
 	})
 	b.metrics.Counts("berth_link_dropped_total", func() []monitor.Count { return []monitor.Count{{Value: s.Dropped()}} })
+	b.metrics.Counts("berth_link_audit_forged_total", func() []monitor.Count { return []monitor.Count{{Value: s.Forged()}} })
+}
+
+// watchAudit counts the audit records that are lost.
+func (b *berth) watchAudit(q *audit.Queue) {
+	b.metrics.Counts("berth_audit_lost_total", func() []monitor.Count { return []monitor.Count{{Value: q.Missed()}} })
+}
+
+// watchSpool measures what waits for the control plane.
+func (b *berth) watchSpool(s *link.Spool) {
+	b.metrics.Gauge("berth_link_audit_waiting_bytes", func() float64 { return float64(s.Waiting()) })
 }
 
 // scrapeTimeout bounds what one figure may wait for.

@@ -76,7 +76,7 @@ func (r *restore) run(ctx context.Context) error {
 		return err
 	}
 	// Milliseconds since 1970, so that epochs grow also where nobody knows any more what came after the backup.
-	id, err := store.Renew(ctx, staged, max(now.Epoch+1, time.Now().UnixMilli()))
+	id, err := store.Renew(ctx, staged, max(now.Epoch+1, time.Now().UnixMilli()), now)
 	if err != nil {
 		return err
 	}

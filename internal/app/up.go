@@ -34,11 +34,17 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := needRoot(); err != nil {
 		return err
 	}
+	if err := tryAddresses(c, withGateway); err != nil {
+		return err
+	}
 	b, err := openState(ctx, c, newLogger(c, out))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if err := removeQuietly(b.files.path(readyFile)); err != nil { // of one that was killed
+		return err
+	}
 	if err := b.openVerifiers(); err != nil {
 		return err
 	}
@@ -92,8 +98,40 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		}
 		b.tasks = append(b.tasks, b.renewToken(first.user.ID))
 	}
-	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
+	b.onClose(func() error { return removeQuietly(b.files.path(readyFile)) })
 	return b.serve(ctx, func(context.Context) error { return b.announce(api, gateway, first, out, time.Since(began)) })
+}
+
+// tryAddresses looks whether the addresses are free before the first start fills a new directory. A Berth that has one already
+// is told that another runs there, which says more.
+func tryAddresses(c config.Config, withGateway bool) error {
+	if exists(filepath.Join(c.DataDir, databaseFile)) {
+		return nil
+	}
+	if !withGateway {
+		c.SSHAddr = ""
+	}
+	return takenAddresses(c)
+}
+
+// takenAddresses says which of the addresses to serve at are taken, all at once.
+func takenAddresses(c config.Config) error {
+	var taken []string
+	for _, a := range []struct{ setting, addr string }{{"http-addr", c.HTTPAddr}, {"ssh-addr", c.SSHAddr}, {"admin-addr", c.AdminAddr}} {
+		if a.addr == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", a.addr)
+		if err != nil {
+			taken = append(taken, cannotListen(a.setting, a.addr, err).Error())
+			continue
+		}
+		_ = l.Close() // nobody was accepted
+	}
+	if len(taken) > 0 {
+		return errors.New(strings.Join(taken, "; "))
+	}
+	return nil
 }
 
 func needRoot() error {

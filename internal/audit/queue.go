@@ -9,14 +9,16 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/compute"
 )
 
-// Sink keeps records.
+// Sink keeps records. An error that is a compute.RecordsLost says that it keeps some of them.
 type Sink interface {
 	AppendAudit(ctx context.Context, records []compute.AuditRecord) error
 }
@@ -40,6 +42,8 @@ type Queue struct {
 	gateway string
 	log     *slog.Logger
 	waiting chan compute.AuditRecord
+	failing bool          // the last write kept not all; of the goroutine that writes
+	missed  atomic.Uint64 // records that were lost, ever
 
 	mu       sync.Mutex
 	lost     int64                // guarded by mu, as what follows
@@ -78,8 +82,12 @@ func (q *Queue) put(r compute.AuditRecord) {
 	case q.waiting <- r:
 	default:
 		q.lost += r.Count
+		q.missed.Add(uint64(r.Count))
 	}
 }
+
+// Missed counts the records that were lost since the start.
+func (q *Queue) Missed() uint64 { return q.missed.Load() }
 
 // Run writes what comes until ctx ends, and then what is left.
 func (q *Queue) Run(ctx context.Context) error {
@@ -122,32 +130,58 @@ func (q *Queue) drain(ctx context.Context) {
 		case r := <-q.waiting:
 			q.write(ctx, q.batch(r))
 		default:
-			if r, lost := q.takeLost(); lost {
-				q.write(ctx, []compute.AuditRecord{r})
-			}
+			q.tellLost(ctx)
 			return
 		}
 	}
 }
 
-// write stores records, and how many were lost before.
+// write stores records, and then how many were lost before. A sink that goes on failing is logged once.
 func (q *Queue) write(ctx context.Context, list []compute.AuditRecord) {
-	if r, lost := q.takeLost(); lost {
-		q.log.Error("audit records were lost", "records", r.Count)
-		list = append(list, r)
+	err := q.append(ctx, list)
+	if err == nil {
+		q.failing = false
+		q.tellLost(ctx)
+		return
 	}
+	if !q.failing {
+		q.failing = true
+		q.log.Error("audit records are not stored, and are lost until they are again", "records", len(list), "err", err)
+	}
+	n := int64(0)
+	for _, r := range list {
+		n += r.Count
+	}
+	var some compute.RecordsLost
+	if errors.As(err, &some) {
+		n = int64(some)
+	}
+	q.missed.Add(uint64(n))
+	q.lose(n)
+}
+
+// tellLost stores how many records were lost, where some were.
+func (q *Queue) tellLost(ctx context.Context) {
+	r, lost := q.takeLost()
+	if !lost {
+		return
+	}
+	q.log.Error("audit records were lost", "records", r.Count)
+	if err := q.append(ctx, []compute.AuditRecord{r}); err != nil {
+		q.lose(r.Count) // for the next time
+	}
+}
+
+func (q *Queue) append(ctx context.Context, list []compute.AuditRecord) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
-	if err := q.sink.AppendAudit(ctx, list); err != nil {
-		n := int64(0)
-		for _, r := range list {
-			n += r.Count
-		}
-		q.log.Error("audit records are not stored", "records", n, "err", err)
-		q.mu.Lock()
-		q.lost += n
-		q.mu.Unlock()
-	}
+	return q.sink.AppendAudit(ctx, list)
+}
+
+func (q *Queue) lose(n int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.lost += n
 }
 
 // takeLost returns a record of those that were lost since the last one.

@@ -241,3 +241,36 @@ func TestSinkThatFails(t *testing.T) {
 		}
 	})
 }
+
+// A sink that keeps some tells how many it does not; the figure for operators counts each once, and the log has one line
+// until all is kept again.
+func TestSinkWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{err: compute.RecordsLost(3)}
+		var log strings.Builder
+		q := NewQueue(s, "g", slog.New(slog.NewTextHandler(&log, nil)))
+		stop := run(t, q)
+		for range 2 {
+			q.Record(login("192.0.2.1:1"))
+			synctest.Wait()
+		}
+		if n := q.Missed(); n != 6 {
+			t.Errorf("%d are missed", n)
+		}
+		s.fail(errors.New("disk full"))
+		q.Record(login("192.0.2.1:2"))
+		synctest.Wait()
+		if n := q.Missed(); n != 7 {
+			t.Errorf("%d are missed", n)
+		}
+		if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+			t.Errorf("%d lines: %s", n, log.String())
+		}
+		s.fail(nil)
+		q.Record(login("192.0.2.1:3"))
+		stop()
+		if got := s.short(); got != "login 192.0.2.1:3 x1, loseAuditRecords  x7" || q.Missed() != 7 {
+			t.Errorf("got %s, and %d are missed", got, q.Missed())
+		}
+	})
+}

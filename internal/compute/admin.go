@@ -1,5 +1,7 @@
 package compute
 
+import "strconv"
+
 // MostOfLimit is the highest limit that an account may be given.
 const MostOfLimit = 1000
 
@@ -24,6 +26,21 @@ type UserChange struct {
 	Disabled   *bool
 	Containers *NewLimit
 	Keys       *NewLimit
+}
+
+// Target says in an audit record which account, by its name or number, is changed to what.
+func (c UserChange) Target(account string) string {
+	t := "user:" + account
+	if c.Disabled != nil {
+		t += " disabled:" + strconv.FormatBool(*c.Disabled)
+	}
+	if c.Role != nil {
+		t += " role:" + string(*c.Role)
+	}
+	if c.Containers != nil || c.Keys != nil {
+		t += " limits"
+	}
+	return t
 }
 
 // Validate refuses what no account may have.

@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"fmt"
 	"time"
 	"unicode/utf8"
 )
@@ -33,14 +34,22 @@ const (
 	ActionLogin         = "login" // of an SSH client
 	ActionSessionOpen   = "openSSHSession"
 	ActionSessionEnd    = "endSSHSession"
-	ActionAuthenticate  = "authenticate"  // a token was refused, whatever it was for
-	ActionProvisionUser = "provisionUser" // an account was made at its first sign-in from elsewhere
-	ActionCreateUser    = "createUser"
-	ActionDisableUser   = "disableUser"
-	ActionEnableUser    = "enableUser"
-	ActionAddToken      = "addToken"
-	ActionRevokeToken   = "revokeToken"
+	ActionAuthenticate  = "authenticate"     // a token was refused, whatever it was for
+	ActionProvisionUser = "provisionUser"    // an account was made at its first sign-in from elsewhere
 	ActionAuditLost     = "loseAuditRecords" // this installation's own: Count records are not here
+)
+
+// OtherActions are the actions that are no operations of the API.
+func OtherActions() []string {
+	return []string{ActionLogin, ActionSessionOpen, ActionSessionEnd, ActionAuthenticate, ActionProvisionUser, ActionAuditLost}
+}
+
+// Operations of the API that operators do by other ways too.
+const (
+	ActionAddUser     = "addUser"
+	ActionChangeUser  = "changeUser"
+	ActionAddToken    = "addToken"
+	ActionRevokeToken = "revokeToken"
 )
 
 // The ways by which somebody acts.
@@ -50,6 +59,16 @@ const (
 	ViaOperator = "operator" // berth's commands on the machine itself
 	ViaItself   = "berth"
 )
+
+// CredentialSSHKey is the kind of credential of who came by SSH; auth has the others.
+const CredentialSSHKey = "ssh_key"
+
+// RecordsLost is the error of who keeps audit records, that so many of them found no room. The others are kept.
+type RecordsLost int64
+
+func (n RecordsLost) Error() string {
+	return fmt.Sprintf("there is no room for %d audit records", int64(n))
+}
 
 // AuditRecord says who did what to what, from where, with which credential, through which gateway, and whether it was allowed.
 // It holds nothing of what went over a session, no command and no environment, and no credential itself.
@@ -65,7 +84,7 @@ type AuditRecord struct {
 	Owner     UserID // the account that it concerns, and that may read of it; 0: none
 	OwnerName string // filled in by the store
 
-	Credential   string // its kind: see auth.Kind, and ssh_key
+	Credential   string // its kind: see auth.Kind, and CredentialSSHKey
 	CredentialID string // a token's id, a key's fingerprint, the name of an operator: never the credential itself
 
 	Source  string // address and port of the client

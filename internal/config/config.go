@@ -199,10 +199,11 @@ func (c Config) Validate() error {
 	bad := func(setting, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", setting, fmt.Sprintf(format, args...)))
 	}
-	for setting, addr := range map[string]string{"http-addr": c.HTTPAddr, "ssh-addr": c.SSHAddr} {
-		if err := checkAddr(addr); err != nil {
-			bad(setting, "%v", err)
-		}
+	if err := checkAddr(c.HTTPAddr, Default().HTTPAddr); err != nil {
+		bad("http-addr", "%v", err)
+	}
+	if err := checkAddr(c.SSHAddr, Default().SSHAddr); err != nil {
+		bad("ssh-addr", "%v", err)
 	}
 	if host, _, err := net.SplitHostPort(c.HTTPAddr); err == nil && !c.AllowHTTP && !loopback(host) {
 		bad("http-addr", "%q is not loopback, and plain HTTP would show tokens to the network; put a TLS proxy in front, or set allow-plain-http", c.HTTPAddr)
@@ -317,10 +318,10 @@ func (c Config) GatewayIP() string {
 	return ip.String()
 }
 
-func checkAddr(addr string) error {
+func checkAddr(addr, example string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("%q is not host:port, such as 127.0.0.1:7080", addr)
+		return fmt.Errorf("%q is not host:port, such as %s", addr, example)
 	}
 	if _, err := net.LookupPort("tcp", port); err != nil {
 		return fmt.Errorf("%q has no port from 0 to 65535", addr)

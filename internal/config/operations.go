@@ -8,7 +8,7 @@ import (
 // checkOperations refuses an admin address that others can reach, unless plain HTTP is permitted there, and stops without end.
 func (c Config) checkOperations(bad func(setting, format string, args ...any)) {
 	if c.AdminAddr != "" {
-		if err := checkAddr(c.AdminAddr); err != nil {
+		if err := checkAddr(c.AdminAddr, "127.0.0.1:7081"); err != nil {
 			bad("admin-addr", "%v", err)
 		} else if host, _, err := net.SplitHostPort(c.AdminAddr); err == nil && !c.AllowHTTP && !loopback(host) {
 			bad("admin-addr", "%q is not loopback, and whoever reaches it reads metrics and profiles without a token; "+

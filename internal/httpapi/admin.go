@@ -125,6 +125,7 @@ func (s *Server) changeUser(ctx context.Context, c *fiber.Ctx, p compute.Princip
 		return answer{}, err
 	}
 	change := compute.UserChange{Role: r.Role, Disabled: r.Disabled}
+	actsOn(ctx, change.Target(c.Params("id")))
 	if l := r.Limits; l != nil {
 		change.Containers, change.Keys = l.Containers.NewLimit, l.Keys.NewLimit
 	}
@@ -148,12 +149,10 @@ func (s *Server) listAllContainers(ctx context.Context, c *fiber.Ctx, p compute.
 		return answer{}, err
 	}
 	f := compute.ContainerFilter{Status: compute.Status(c.Query("status"))}
-	if text := c.Query("user"); text != "" {
-		id, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || id <= 0 {
-			return answer{}, compute.Invalid("user", "user is the id of an account.")
+	if c.Context().QueryArgs().Has("user") {
+		if f.Owner, err = s.userOf(ctx, c.Query("user")); err != nil {
+			return answer{}, err
 		}
-		f.Owner = compute.UserID(id)
 	}
 	list, more, err := s.service.ListAllContainers(ctx, p, f, after, limit)
 	if err != nil {

@@ -287,7 +287,8 @@ func TestAdminContainers(t *testing.T) {
 		fmt.Sprintf("?user=%d&status=running", a.bob.ID): {ids[3]},
 		fmt.Sprintf("?user=%d&status=stopped", a.ada.ID): {},
 		fmt.Sprintf("?user=%d&limit=1&after=", a.bob.ID): {ids[1]},
-		"?user=4242": {},
+		"?user=4242":               {},
+		"?user=bob&status=running": {ids[3]},
 		"?limit=1000&after=" + newCursor("containers", 1<<40): {},
 	} {
 		got := []compute.ContainerID{}
@@ -299,7 +300,7 @@ func TestAdminContainers(t *testing.T) {
 		}
 	}
 	for query, field := range map[string]string{
-		"?status=asleep": "status", "?status=": "status", "?user=ada": "user", "?user=0": "user", "?user=-1": "user", "?user=": "user",
+		"?status=asleep": "status", "?status=": "status", "?user=nobody": "user", "?user=Ada": "user", "?user=02": "user", "?user=0": "user", "?user=-1": "user", "?user=": "user",
 		"?limit=0": "limit", "?limit=1001": "limit", "?limit=-1": "limit", "?limit=x": "limit", "?limit=": "limit", "?limit=99999999999999999999": "limit",
 		"?limit=1&limit=2": "limit", "?page=2": "page", "?after=x": "after", "?after=" + newCursor("users", 1): "after",
 		"?after=" + newCursor("containers", 0): "after", "?after=" + newCursor("containers", 1) + "=": "after",

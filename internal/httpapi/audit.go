@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -181,7 +182,7 @@ func (s *Server) auditQuery(ctx context.Context, c *fiber.Ctx, p compute.Princip
 	}
 	if has("limit") {
 		if q.Limit, err = strconv.Atoi(value("limit")); err != nil || q.Limit < 1 || q.Limit > maxAuditPage {
-			return q, compute.Invalid("limit", "A page has from 1 to %d records.", maxAuditPage)
+			return q, wrongLimit(maxAuditPage)
 		}
 	}
 	for _, name := range []string{"container", "action", "outcome"} {
@@ -189,7 +190,21 @@ func (s *Server) auditQuery(ctx context.Context, c *fiber.Ctx, p compute.Princip
 			return q, compute.Invalid(name, "%s is empty; leave it out.", name)
 		}
 	}
-	return q, nil
+	return q, checkAction(q.Action)
+}
+
+// checkAction refuses a word that no record has: who misspells one would read that nothing has happened.
+func checkAction(action string) error {
+	d, err := readDocument()
+	if err != nil {
+		return compute.Internal("read the document", err)
+	}
+	others := compute.OtherActions()
+	if action == "" || slices.Contains(others, action) || d.hasOperation(action) {
+		return nil
+	}
+	return compute.Invalid("action", "There is no such action; it is an operation as /docs names it, such as createContainer, or one of %s.",
+		strings.Join(others, ", "))
 }
 
 // auditOwner returns whose records p asks for; 0 for everybody's.
@@ -198,14 +213,23 @@ func (s *Server) auditOwner(ctx context.Context, name string, given bool, p comp
 	switch {
 	case !given && admin:
 		return 0, nil
-	case !given, name == p.Username:
+	case !given, name == p.Username, name == strconv.FormatInt(int64(p.User), 10):
 		return p.User, nil
 	case !admin: // in the same words whether or not there is such an account
 		return 0, compute.Errorf(compute.CodeForbidden, "Only an administrator reads what concerns other accounts.")
 	}
-	u, err := s.audit.UserByName(ctx, name)
+	return s.userOf(ctx, name)
+}
+
+// userOf returns the account that a filter is about: one is said by its id, or by its name. Digits are an id: else somebody
+// could take the number of another account for a name.
+func (s *Server) userOf(ctx context.Context, text string) (compute.UserID, error) {
+	if id, err := strconv.ParseInt(text, 10, 64); err == nil && id > 0 && strconv.FormatInt(id, 10) == text {
+		return compute.UserID(id), nil
+	}
+	u, err := s.audit.UserByName(ctx, text)
 	if err != nil && compute.CodeOf(err) == compute.CodeNotFound {
-		return 0, compute.Invalid("user", "There is no user of that name.")
+		return 0, compute.Invalid("user", "There is no such user; send the username, or the id as a number.")
 	}
 	return u.ID, err
 }

@@ -175,6 +175,7 @@ func TestWhoReadsTheAuditLog(t *testing.T) {
 	ada, bob := "ada addSSHKey ssh_key:1 allowed", "bob addSSHKey ssh_key:2 allowed"
 	a.expectAudit(a.adaToken, "", ada)
 	a.expectAudit(a.adaToken, "?user=ada", ada)
+	a.expectAudit(a.adaToken, fmt.Sprintf("?user=%d", a.ada.ID), ada)
 	a.expectAudit(a.bobToken, "", bob)
 	foreign := a.do("GET", "/compute/audit?user=bob", a.adaToken, "")
 	foreign.isProblem(t, 403, compute.CodeForbidden, "")
@@ -185,6 +186,10 @@ func TestWhoReadsTheAuditLog(t *testing.T) {
 	denied := "ada listAuditRecords denied forbidden"
 	a.expectAudit(root, "?after=0", ada, bob, denied, denied)
 	a.expectAudit(root, "?user=bob", bob)
+	a.expectAudit(root, fmt.Sprintf("?user=%d", a.bob.ID), bob)
+	if number := a.do("GET", fmt.Sprintf("/compute/audit?user=%d", a.bob.ID), a.adaToken, ""); number.body != foreign.body {
+		t.Errorf("a foreign number says %s, a foreign name %s", number.body, foreign.body)
+	}
 	a.do("GET", "/compute/audit?user=nobody", root, "").isProblem(t, 400, compute.CodeInvalid, "user")
 
 	narrow := a.makeToken(a.adaToken, `{"name":"x","scopes":["keys:read","containers:read","tokens:read"]}`).Token
@@ -231,7 +236,7 @@ func TestAuditPages(t *testing.T) {
 	}
 	for query, want := range map[string]int{
 		"?since=" + at(5) + "&until=" + at(8): 3, "?container=a1b2c3d4&limit=7": 7, "?container=00000000": 0, "?container=x": 0,
-		"?action=login": 25, "?action=nothing": 0, "?outcome=denied": 0, "?before=1": 0, "?before=0": 0, "?after=48": 1, "?after=99": 0,
+		"?action=login": 25, "?action=createContainer": 0, "?action=loseAuditRecords": 0, "?outcome=denied": 0, "?before=1": 0, "?before=0": 0, "?after=48": 1, "?after=99": 0,
 		"?after=9223372036854775807": 0, "?limit=1000": 25,
 	} {
 		if page := a.audit(a.adaToken, query); len(page.Records) != want {
@@ -243,9 +248,17 @@ func TestAuditPages(t *testing.T) {
 		"?limit=99999999999999999999": "limit", "?after=-1": "after", "?before=-1": "before", "?after=1.5": "after",
 		"?since=yesterday": "since", "?until=2026-01-15": "until", "?since=": "since", "?since=0000-01-01T00:00:00Z": "since",
 		"?outcome=maybe": "outcome", "?action=": "action", "?container=": "container", "?owner=1": "owner", "?limit=1&limit=2": "limit",
-		"?action=%ff": "action",
+		"?action=%ff": "action", "?action=Login": "action", "?action=createcontainer": "action", "?action=disableUser": "action",
 	} {
 		a.do("GET", "/compute/audit"+query, a.adaToken, "").isProblem(t, 400, compute.CodeInvalid, field)
+	}
+	said := a.do("GET", "/compute/audit?action=x", a.adaToken, "").isProblem(t, 400, compute.CodeInvalid, "action")
+	if !strings.Contains(said, "such as createContainer, or one of login, openSSHSession,") {
+		t.Errorf("it says %q", said)
+	}
+	said = a.do("GET", "/compute/audit?limit=1001", a.adaToken, "").isProblem(t, 400, compute.CodeInvalid, "limit")
+	if said != "limit is how many a page has at most: send a whole number from 1 to 1000." {
+		t.Errorf("it says %q", said)
 	}
 }
 

@@ -46,6 +46,19 @@ var readDocument = sync.OnceValues(func() (*document, error) {
 	return d, json.Unmarshal(text, d)
 })
 
+// hasOperation says whether the document describes an operation of that name.
+func (d *document) hasOperation(id string) bool {
+	for _, item := range d.Paths {
+		for _, text := range item {
+			var o struct{ OperationID string }
+			if err := json.Unmarshal(text, &o); err == nil && o.OperationID == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // operation is what the document says that a request may have. The path is not in it: what an id or a port must look like
 // is for whoever looks it up, since one that cannot exist is answered as one that does not.
 type operation struct {

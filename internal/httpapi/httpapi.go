@@ -222,6 +222,9 @@ func New(c Config) *Server {
 // routes lists the API, as api/openapi.yaml describes it. What is below /compute is behind a token that has the scope.
 func (s *Server) routes() {
 	s.app.Use(s.noteRoute)
+	if len(s.origins.allowed) > 0 {
+		s.app.Use(s.shareWithPages())
+	}
 	s.app.Get("/healthz", func(c *fiber.Ctx) error { return c.SendString("ok") })
 	s.app.Get("/readyz", s.readyz)
 	s.app.Get("/openapi.json", serveForm(documentForm))

@@ -24,7 +24,7 @@ func pageOf(c *fiber.Ctx, list string) (limit int, after int64, err error) {
 	limit = defaultPage
 	if text := c.Query("limit"); text != "" {
 		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > longestPage {
-			return 0, 0, compute.Invalid("limit", "A page has 1 to %d.", longestPage)
+			return 0, 0, wrongLimit(longestPage)
 		}
 	}
 	if text := c.Query("after"); text != "" {
@@ -33,6 +33,10 @@ func pageOf(c *fiber.Ctx, list string) (limit int, after int64, err error) {
 		}
 	}
 	return limit, after, nil
+}
+
+func wrongLimit(most int) error {
+	return compute.Invalid("limit", "limit is how many a page has at most: send a whole number from 1 to %d.", most)
 }
 
 func newCursor(list string, number int64) string {
@@ -44,7 +48,7 @@ func readCursor(list, text string) (int64, error) {
 	number, ok := strings.CutPrefix(string(plain), list+":")
 	n, nerr := strconv.ParseInt(number, 10, 64)
 	if err != nil || !ok || nerr != nil || n < 1 || newCursor(list, n) != text {
-		return 0, compute.Invalid("after", "after is the next of another page of this list, as it was.")
+		return 0, compute.Invalid("after", "after takes the next of the page before, unchanged, of this list; leave it out for the first page.")
 	}
 	return n, nil
 }

@@ -356,9 +356,9 @@ func TestAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	statuses, names := map[int]int{}, map[compute.ContainerID]string{}
-	for i := range 50 {
+	for i := range 500 {
 		wg.Go(func() {
-			name := strings.Repeat(string(rune('a'+i%26)), 1+i)
+			name := strings.Repeat(string(rune('a'+i%26)), 1+i%64)
 			r, err := a.try("POST", "/compute/containers", fmt.Sprintf(`{"name":%q,"ssh_key_ids":[%d]}`, name, key), func(r *http.Request) {
 				r.Header.Set("Authorization", "Bearer "+a.adaToken)
 				r.Header.Set("Content-Type", "application/json")
@@ -382,7 +382,7 @@ func TestAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if statuses[201] != 3 || statuses[409] != 47 {
+	if statuses[201] != 3 || statuses[409] != 497 {
 		t.Errorf("statuses %v, want three 201 and the rest 409", statuses)
 	}
 	var list struct{ Containers []container }

@@ -21,9 +21,10 @@ const (
 	refusedRetry = 10 * time.Second
 )
 
-// ClientOptions are what a Client is made of. Timeout and Log may be left out.
+// ClientOptions are what a Client is made of. Spool, Timeout and Log may be left out.
 type ClientOptions struct {
 	Replica    *Replica
+	Spool      *Spool                                      // what is in it is brought to the control plane
 	Credential func() (Credential, error)                  // for each connection, so that it may be changed
 	Dial       func(ctx context.Context) (net.Conn, error) // to the control plane
 	Timeout    time.Duration                               // without a word from it, it is gone
@@ -115,9 +116,14 @@ func (c *Client) follow(ctx context.Context) (heard bool, err error) {
 	out := newWriter(conn)
 	f := newFeed(c.o.Replica)
 	defer f.abandon()
-	if err := c.send(conn, out, kindHello, hello{Version: f.at}); err != nil {
+	var courier courier
+	if c.o.Spool != nil {
+		courier = newCourier(c, conn)
+	}
+	if err := c.send(conn, out, kindHello, hello{Version: f.at, Queue: courier.queue}); err != nil {
 		return false, err
 	}
+	defer courier.start()()
 	for {
 		if err := conn.SetReadDeadline(time.Now().Add(c.o.Timeout)); err != nil {
 			return heard, err
@@ -128,6 +134,12 @@ func (c *Client) follow(ctx context.Context) (heard bool, err error) {
 		}
 		if err != nil {
 			return heard, err
+		}
+		if fr.kind == kindRecorded {
+			if err := courier.recorded(c.o.Replica.codec, fr); err != nil {
+				return heard, err
+			}
+			continue
 		}
 		ends, err := f.frame(fr)
 		if err != nil {

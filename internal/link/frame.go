@@ -17,21 +17,25 @@ type kind byte
 
 const (
 	// From the gateway.
-	kindHello  kind = 1 // which version it has; once, at first
-	kindAnswer kind = 2 // to each end and ping, in order: the version that is durable
+	kindHello   kind = 1 // which version it has; once, at first
+	kindAnswer  kind = 2 // to each end and ping, in order: the version that is durable
+	kindRecords kind = 9 // audit records, after each recorded
 	// From the control plane.
 	kindBegin      kind = 3 // of a snapshot or a change
 	kindAccounts   kind = 4
 	kindContainers kind = 5
 	kindEnd        kind = 6
-	kindPing       kind = 7 // there is nothing newer than this version
-	kindBye        kind = 8 // why the connection ends
+	kindPing       kind = 7  // there is nothing newer than this version
+	kindBye        kind = 8  // why the connection ends
+	kindRecorded   kind = 10 // to a hello that names a queue, and to each records: up to which number they are stored
 )
 
 // What a frame may have at most. Objects are packed up to chunk, so that a frame is larger only for one that is.
 const (
 	maxFrame        = 1 << 20
 	maxGatewayFrame = 1 << 10
+	maxRecords      = 64 << 10 // from a gateway that named a queue in its hello
+	maxBatch        = 256      // records of a frame
 	chunk           = 48 << 10
 	frameOverhead   = 4 + 1 + 4
 )
@@ -82,11 +86,33 @@ func (f *frameReader) next() (frame, error) {
 		}
 		return frame{}, err
 	}
-	body := raw[4 : 4+n]
-	if crc(body) != binary.BigEndian.Uint32(raw[4+n:]) {
+	return parseFrame(raw)
+}
+
+// parseFrame takes a frame apart whose length is right.
+func parseFrame(raw []byte) (frame, error) {
+	body := raw[4 : len(raw)-4]
+	if crc(body) != binary.BigEndian.Uint32(raw[len(raw)-4:]) {
 		return frame{}, errChecksum
 	}
 	return frame{kind: kind(body[0]), payload: body[1:], raw: raw}, nil
+}
+
+// frameAt reads the frame that begins at an offset.
+func frameAt(r io.ReaderAt, at int64, limit int) (frame, error) {
+	var head [4]byte
+	if _, err := r.ReadAt(head[:], at); err != nil {
+		return frame{}, err
+	}
+	n := int(binary.BigEndian.Uint32(head[:]))
+	if n < 1 || n > limit {
+		return frame{}, fmt.Errorf("%w: %d bytes", errFrameSize, n)
+	}
+	raw := make([]byte, n+8)
+	if _, err := r.ReadAt(raw, at); err != nil {
+		return frame{}, err
+	}
+	return parseFrame(raw)
 }
 
 // appendFrame appends a frame to b.

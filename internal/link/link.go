@@ -7,6 +7,9 @@
 // its version is that of before the first page, and the changes after it make up for the rest. A change names the version
 // that it follows; whatever does not fit is repaired by a new snapshot.
 //
+// The other way go the audit records of what a gateway saw: a Spool keeps them on its disk until the Server has stored them in
+// its Trail, under the name of the gateway's credential.
+//
 // A Replica makes a change durable before it is acknowledged, and trusts no file that is not whole. The Server trusts no
 // gateway: what one may send is small and counted, and one that is slow is dropped. The package knows no database and no
 // SSH: it reads through Source, and answers in the words of internal/compute.

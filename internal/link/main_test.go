@@ -22,7 +22,7 @@ import (
 // childEnv names the part that a process started by a test plays instead of running tests.
 const childEnv = "BERTH_LINK_TEST_CHILD"
 
-var children = map[string]func() error{"gateway": gatewayChild}
+var children = map[string]func() error{"gateway": gatewayChild, "plane": planeChild, "seer": seerChild}
 
 func TestMain(m *testing.M) {
 	if name := os.Getenv(childEnv); name != "" {
@@ -51,6 +51,8 @@ type plane struct {
 	served chan error
 	opt    ServerOptions
 	wrap   func(*store.Store) Source // what the server reads in place of the store
+
+	wrapTrail func(*store.Store) Trail
 }
 
 // newPlane starts one in a directory of its own. Heartbeats are fast.
@@ -78,9 +80,12 @@ func (p *plane) start() {
 		p.t.Fatal(err)
 	}
 	o := p.opt
-	o.Source = p.store
+	o.Source, o.Trail = p.store, p.store
 	if p.wrap != nil {
 		o.Source = p.wrap(p.store)
+	}
+	if p.wrapTrail != nil {
+		o.Trail = p.wrapTrail(p.store)
 	}
 	o.Authority, o.Log = p.ca, testLog(p.t)
 	if p.server, err = NewServer(o); err != nil {
@@ -196,6 +201,7 @@ type gateway struct {
 	opt     ReplicaOptions
 	timeout time.Duration
 	replica *Replica
+	spool   *Spool
 
 	cancel context.CancelFunc
 	ran    chan error
@@ -224,7 +230,7 @@ func (g *gateway) start() {
 	g.t.Helper()
 	g.replica = OpenReplica(g.path, g.opt)
 	client := NewClient(ClientOptions{
-		Replica: g.replica, Credential: always(g.cred), Dial: g.dial, Timeout: g.timeout, Log: testLog(g.t),
+		Replica: g.replica, Spool: g.spool, Credential: always(g.cred), Dial: g.dial, Timeout: g.timeout, Log: testLog(g.t),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel, g.ran = cancel, make(chan error, 1)

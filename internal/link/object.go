@@ -38,9 +38,15 @@ func (w wireVersion) version() compute.Version {
 	return v
 }
 
-// hello is a gateway's first word: the version that it has durably, or none.
+// hello is a gateway's first word: the version that it has durably, or none, and the name of the numbers of its audit records.
 type hello struct {
 	Version wireVersion `cbor:"1,keyasint"`
+	Queue   string      `cbor:"2,keyasint,omitempty"`
+}
+
+// recorded says that the records up to a number are stored.
+type recorded struct {
+	Last int64 `cbor:"1,keyasint"`
 }
 
 // answer says that all up to the last end or ping is done, and which number is durable.

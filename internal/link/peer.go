@@ -45,6 +45,9 @@ type peer struct {
 	hint   chan struct{}
 	ready  chan struct{} // an answer came
 
+	records chan batch // that the gateway sent; nil where it has none to send
+	stored  chan int64 // the number to tell it next
+
 	mu   sync.Mutex // guards what follows
 	sent []sent     // what waits for an answer, in order
 }
@@ -127,6 +130,10 @@ func (p *peer) serve(h hello) {
 	stop := context.AfterFunc(ctx, p.socket.end)
 	defer stop()
 	var reader sync.WaitGroup
+	if p.s.o.Trail != nil && h.Queue != "" {
+		p.records, p.stored, p.in.limit = make(chan batch, 1), make(chan int64, 1), maxRecords
+		reader.Go(func() { p.keepRecords(ctx, h.Queue) })
+	}
 	reader.Go(func() { cancel(p.readAnswers()) })
 	p.s.log.Info("gateway connected", "gateway", p.gateway.Name, "remote", p.remote)
 	err := p.stream(ctx, h.Version)
@@ -187,6 +194,10 @@ func (p *peer) stream(ctx context.Context, v wireVersion) error {
 			return context.Cause(ctx)
 		case <-p.hint:
 		case <-ready:
+		case last := <-p.stored:
+			if err := errors.Join(p.w.send(kindRecorded, recorded{Last: last}), p.out.Flush()); err != nil {
+				return err
+			}
 		case now := <-tick.C:
 			if p.late(now) {
 				return errSlow
@@ -351,7 +362,7 @@ func (p *peer) late(now time.Time) bool {
 	return len(p.sent) > 0 && now.After(p.sent[0].due)
 }
 
-// readAnswers takes the gateway's answers until it sends something else, or nothing more.
+// readAnswers takes the gateway's answers, and its records, until it sends something else, or nothing more.
 func (p *peer) readAnswers() error {
 	for {
 		fr, err := p.in.next()
@@ -360,6 +371,12 @@ func (p *peer) readAnswers() error {
 		}
 		if err != nil {
 			return err
+		}
+		if fr.kind == kindRecords && p.records != nil {
+			if err := p.takeRecords(fr.payload); err != nil {
+				return err
+			}
+			continue
 		}
 		var a answer
 		if fr.kind != kindAnswer {

@@ -26,6 +26,7 @@ const (
 // ServerOptions are what a Server is made of. All but Source and Authority may be left out.
 type ServerOptions struct {
 	Source    Source
+	Trail     Trail // nil: gateways keep their records
 	Authority *Authority
 	// MaxStale is that of the gateways: one that was not connected for so long admits nobody.
 	MaxStale  time.Duration
@@ -40,6 +41,7 @@ type Server struct {
 	log     *slog.Logger
 	tls     *tls.Config
 	dropped atomic.Uint64
+	forged  atomic.Uint64
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -92,6 +94,9 @@ func (s *Server) Hint() {
 
 // Dropped counts the gateways that were cut off because they did not keep up.
 func (s *Server) Dropped() uint64 { return s.dropped.Load() }
+
+// Forged counts the audit records that gateways sent and that none may send.
+func (s *Server) Forged() uint64 { return s.forged.Load() }
 
 // Status is what is known of a gateway that is connected.
 type Status struct {
@@ -270,7 +275,7 @@ func (s *Server) open(nc net.Conn) (*peer, hello, error) {
 		return p, hello{}, fmt.Errorf("hello: %w", err)
 	}
 	var h hello
-	if err := p.w.codec.read(fr.payload, &h); err != nil || fr.kind != kindHello {
+	if err := p.w.codec.read(fr.payload, &h); err != nil || fr.kind != kindHello || !validQueue(h.Queue) {
 		return p, hello{}, errors.Join(errOrder, err)
 	}
 	return p, h, conn.SetDeadline(time.Time{})

@@ -12,9 +12,6 @@ import (
 	"berth/internal/compute"
 )
 
-// keyCredential is the kind of credential of everybody who logs in here.
-const keyCredential = "ssh_key"
-
 // record is what is known of everything that happens on the connection. It has nothing of what a client types but the
 // container that it names: in the place of a user name, people have typed passwords.
 func (c *conn) record(action string, id identity) compute.AuditRecord {
@@ -23,7 +20,7 @@ func (c *conn) record(action string, id identity) compute.AuditRecord {
 		Source: c.nc.RemoteAddr().String(), Via: compute.ViaSSH,
 	}
 	if id.key != "" {
-		r.Credential, r.CredentialID = keyCredential, id.key
+		r.Credential, r.CredentialID = compute.CredentialSSHKey, id.key
 	}
 	switch login, err := c.login(id); {
 	case err != nil:

@@ -17,7 +17,11 @@ type Identity struct {
 	Installation string
 	Epoch        int64
 	Schema       int64
+	LastAudit    int64 // the number of the newest audit record
 }
+
+// schemaOfAudit is the first schema that has audit records.
+const schemaOfAudit = 5
 
 // Identify looks at the database at path, of whatever schema, and changes nothing in it.
 func Identify(ctx context.Context, path string) (Identity, error) {
@@ -70,6 +74,9 @@ func (r *Reader) identity(ctx context.Context, path string) (id Identity, err er
 		return id, compute.Errorf(compute.CodeConflict, "%s is empty: no Berth has started on it.", path)
 	}
 	err = r.db.QueryRowContext(ctx, `SELECT id, epoch FROM installation`).Scan(&id.Installation, &id.Epoch)
+	if err == nil && id.Schema >= schemaOfAudit {
+		err = r.db.QueryRowContext(ctx, queryLastAudit).Scan(&id.LastAudit)
+	}
 	if err != nil {
 		return id, cannotOpen(path, err)
 	}
@@ -99,9 +106,11 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Renew makes a copy of a database ready to take the database's place: it brings its schema up to date, and begins an epoch
-// that is over the copy's and at least least, so that numbers of events from before the copy is used compare with none after.
-func Renew(ctx context.Context, path string, least int64) (id Identity, err error) {
+// Renew makes a copy of a database ready to take the place of one that is as now says: it brings its schema up to date, and
+// begins an epoch that is over the copy's and at least least, so that numbers of events from before the copy is used compare
+// with none after. Numbers of audit records go on after those that were given, since whoever follows them knows no epochs. All
+// tokens end.
+func Renew(ctx context.Context, path string, least int64, now Identity) (id Identity, err error) {
 	if _, err := Identify(ctx, path); err != nil { // Open would take an empty file, and make a new database of it
 		return Identity{}, err
 	}
@@ -112,6 +121,12 @@ func Renew(ctx context.Context, path string, least int64) (id Identity, err erro
 	err = s.write(ctx, "begin an epoch", func(t *tx) error {
 		// Gateways may know of what came after the copy, and admit by it: as if each had been here just now.
 		if _, err := t.exec(`UPDATE gateways SET seen_at = ? WHERE revoked_at IS NULL`, t.now); err != nil {
+			return err
+		}
+		if _, err := t.exec(`UPDATE tokens SET revoked_at = ?, ordinal = NULL WHERE revoked_at IS NULL`, t.now); err != nil {
+			return err
+		}
+		if err := t.one(`UPDATE audit_counter SET seq = CASE WHEN seq < ?1 THEN ?1 ELSE seq END`, now.LastAudit); err != nil {
 			return err
 		}
 		return t.one(`UPDATE installation SET epoch = max(epoch + 1, ?)`, least)

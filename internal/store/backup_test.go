@@ -94,7 +94,7 @@ func TestRenewBeginsAnEpoch(t *testing.T) {
 		t.Fatalf("%+v, %v", before, err)
 	}
 	for _, c := range []struct{ least, want int64 }{{0, 2}, {2, 3}, {1_000_000, 1_000_000}, {5, 1_000_001}} {
-		id, err := Renew(ctx, copied, c.least)
+		id, err := Renew(ctx, copied, c.least, Identity{LastAudit: 7})
 		if err != nil || id.Epoch != c.want || id.Installation != before.Installation || id.Schema != before.Schema {
 			t.Fatalf("%+v, %v; want epoch %d", id, err, c.want)
 		}
@@ -106,6 +106,9 @@ func TestRenewBeginsAnEpoch(t *testing.T) {
 		t.Errorf("beside the copy is %v, %v", left, err)
 	}
 	r := openAt(t, copied, Options{})
+	if last, err := r.LastAudit(ctx); err != nil || last != 7 || before.LastAudit != 0 {
+		t.Errorf("audit records of the copy go on after %d, %v", last, err)
+	}
 	if got, err := r.User(ctx, u); err != nil || got.Username != "alice" {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -143,7 +146,7 @@ func TestBackupRefusals(t *testing.T) {
 		if _, err := Identify(ctx, name); err == nil || compute.AsError(err) == nil {
 			t.Errorf("%s is %v", name, err)
 		}
-		if _, err := Renew(ctx, name, 1); err == nil || compute.AsError(err) == nil {
+		if _, err := Renew(ctx, name, 1, Identity{}); err == nil || compute.AsError(err) == nil {
 			t.Errorf("%s is renewed: %v", name, err)
 		}
 	}

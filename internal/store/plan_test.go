@@ -52,6 +52,8 @@ func TestIndexesServe(t *testing.T) {
 		"use token":       useTokenQuery,
 		"gateway":         queryGateway,
 		"gateway named":   queryInForce,
+		"gateway's audit": lockGatewayAudit,
+		"note its audit":  noteGatewayAudit,
 		"boxes after":     queryContainersAfter,
 		"shown":           queryShown,
 		"users after":     queryUsersAfter,

@@ -127,7 +127,7 @@ CREATE TABLE gateways (
     created_at  INTEGER NOT NULL,
     seen_at     INTEGER,
     revoked_at  INTEGER
-) STRICT, WITHOUT ROWID;
+, audit_queue TEXT NOT NULL DEFAULT '', audit_seq INTEGER NOT NULL DEFAULT 0 CHECK (audit_seq >= 0)) STRICT, WITHOUT ROWID;
 
 CREATE TABLE idempotency_keys (
     owner      INTEGER NOT NULL REFERENCES users (id),
