@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"berth/internal/compute"
 )
 
@@ -272,13 +270,15 @@ func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 	if err := p.w.begin(begin{Full: true, To: to}); err != nil {
 		return to, err
 	}
-	err = sendPages(ctx, p, src.AccountsAfter, func(a compute.Account) compute.UserID { return a.ID },
-		func(a compute.Account) error { return p.w.account(toWireAccount(a)) })
+	err = sendPages(ctx, p, src.AccountsAfter, func(a compute.Account) (compute.UserID, error) {
+		return a.ID, p.w.account(toWireAccount(a))
+	})
 	if err != nil {
 		return to, err
 	}
-	err = sendPages(ctx, p, src.ContainersAfter, func(b compute.Container) compute.ContainerID { return b.ID },
-		func(b compute.Container) error { return p.w.container(toWireContainer(b)) })
+	err = sendPages(ctx, p, src.ContainersAfter, func(b compute.Container) (compute.ContainerID, error) {
+		return b.ID, p.w.container(toWireContainer(b))
+	})
 	if err != nil {
 		return to, err
 	}
@@ -289,43 +289,26 @@ func (p *peer) sendSnapshot(ctx context.Context) (wireVersion, error) {
 	return to, err
 }
 
-// sendPages reads pages until there are no more, each while the one before it is sent: most of a snapshot's time goes into
-// reading. A gateway may take its time: one that is revoked meanwhile learns no more.
+// sendPages reads pages until there are no more, and sends what is in them. A gateway may take its time to read: one that is
+// revoked meanwhile learns no more.
 func sendPages[ID, T any](
-	ctx context.Context, p *peer, read func(ctx context.Context, after ID, limit int) ([]T, error), id func(T) ID, send func(T) error,
+	ctx context.Context, p *peer, read func(ctx context.Context, after ID, limit int) ([]T, error), send func(T) (ID, error),
 ) error {
-	g, ctx := errgroup.WithContext(ctx)
-	pages := make(chan []T)
-	g.Go(func() error {
-		defer close(pages)
-		var after ID
-		for {
-			list, err := read(ctx, after, pageSize)
-			if err != nil || len(list) == 0 {
+	var after ID
+	for {
+		list, err := read(ctx, after, pageSize)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		if err := p.inForce(ctx); err != nil {
+			return err
+		}
+		for _, v := range list {
+			if after, err = send(v); err != nil {
 				return err
 			}
-			after = id(list[len(list)-1])
-			select {
-			case pages <- list:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
 		}
-	})
-	g.Go(func() error {
-		for list := range pages {
-			if err := p.inForce(ctx); err != nil {
-				return err
-			}
-			for _, v := range list {
-				if err := send(v); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	return g.Wait()
+	}
 }
 
 // inForce returns why the gateway is one no more, if so.
