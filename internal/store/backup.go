@@ -114,7 +114,7 @@ func Renew(ctx context.Context, path string, least int64) (id Identity, err erro
 		if _, err := t.exec(`UPDATE gateways SET seen_at = ? WHERE revoked_at IS NULL`, t.now); err != nil {
 			return err
 		}
-		return t.one(`UPDATE installation SET epoch = max(epoch + 1, ?)`, least)
+		return t.one(`UPDATE installation SET epoch = CASE WHEN epoch < ?1 THEN ?1 ELSE epoch + 1 END`, least)
 	})
 	if err == nil {
 		id, err = s.identity(ctx, path)

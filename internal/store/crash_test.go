@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,7 +16,7 @@ import (
 // A process that is killed in the middle of its writes loses nothing that it acknowledged, and leaves a database that holds
 // every invariant.
 func TestKilledWhileWriting(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	var installation string
 	acked := make(map[string]string) // a container → the last thing acknowledged of it
 	for round := range 6 {

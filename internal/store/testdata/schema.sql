@@ -12,6 +12,8 @@ CREATE INDEX containers_by_status ON containers (status) WHERE ordinal IS NOT NU
 
 CREATE INDEX containers_without_slot ON containers (owner) WHERE slot IS NULL AND desired <> 'deleted';
 
+CREATE INDEX events_of_container ON events (container, seq) WHERE container <> '';
+
 CREATE UNIQUE INDEX gateways_in_force ON gateways (name) WHERE revoked_at IS NULL;
 
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
