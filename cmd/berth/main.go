@@ -30,7 +30,7 @@ func main() {
 	config.Flags(root.PersistentFlags())
 	root.SetUsageTemplate(settingsOnce(root.UsageTemplate()))
 	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), gatewayCommand(), doctorCommand(),
-		backupCommand(), restoreCommand())
+		backupCommand(), restoreCommand(), migrateCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errReported) {
 			fmt.Fprintln(os.Stderr, "berth:", err)

@@ -73,6 +73,7 @@ type berth struct {
 
 	lock      *dataLock
 	store     *store.Store
+	place     string                      // names where the containers are, for other replicas; empty where there are none
 	bus       atomic.Pointer[event.Bus]   // the store, which is open before them, hints at both
 	link      atomic.Pointer[link.Server] // nil where no gateway may come
 	authority *auth.Authority
@@ -126,10 +127,7 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.onClose(b.lock.release)
-	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{
-		OnCommit: b.committed, OnAudit: b.audit.hint.Give, Log: log,
-	})
-	if err != nil {
+	if err := b.openStore(ctx); err != nil {
 		return nil, err
 	}
 	b.onClose(b.store.Close)
@@ -161,7 +159,7 @@ func (b *berth) committed() {
 // OpenOperator returns the operator's use cases of the data directory: through the berth that runs there, or on the database
 // itself where none does.
 func OpenOperator(ctx context.Context, c config.Config) (Operator, error) {
-	if !exists(filepath.Join(c.DataDir, "berth.db")) {
+	if c.Database == "" && !exists(filepath.Join(c.DataDir, databaseFile)) && !exists(filepath.Join(c.DataDir, elsewhereFile)) {
 		return nil, fmt.Errorf("there is no berth in %s yet; start one with `berth up`, or give its --data-dir", c.DataDir)
 	}
 	b, err := openState(ctx, c, slog.New(slog.DiscardHandler))

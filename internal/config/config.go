@@ -33,6 +33,7 @@ type Config struct {
 	HTTPAddr string `koanf:"http-addr" help:"address for the REST API, host:port; port 0 picks a free one"`
 	SSHAddr  string `koanf:"ssh-addr" help:"address for SSH, host:port; port 0 picks a free one"`
 	Zone     string `koanf:"zone" help:"DNS zone of the containers' hostnames"`
+	Database string `koanf:"database" help:"address of a PostgreSQL database, postgres://USER@HOST/NAME; empty: an SQLite file in the data directory"`
 
 	ExternalIP     string   `koanf:"external-ip" help:"IPv4 at which clients reach the gateway; empty takes ssh-addr's where that is one"`
 	PublicURL      string   `koanf:"public-url" help:"the API's address as browsers see it, such as https://api.example.com; empty goes by the Host header"`
@@ -260,6 +261,7 @@ func (c Config) Validate() error {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
 	}
 	c.checkOperations(bad)
+	c.checkDatabase(bad)
 	if c.AuditDays < 1 || c.AuditDays > 3650 {
 		bad("audit-days", "choose from 1 to 3650")
 	}

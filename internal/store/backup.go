@@ -109,6 +109,12 @@ func Renew(ctx context.Context, path string, least int64) (id Identity, err erro
 	if err != nil {
 		return Identity{}, err
 	}
+	id, err = s.BeginEpoch(ctx, least)
+	return id, errors.Join(err, s.Close(), syncFile(path)) // whoever closes last leaves nothing beside the file
+}
+
+// BeginEpoch begins an epoch that is over the last one and at least least: this is an older state that was put back.
+func (s *Store) BeginEpoch(ctx context.Context, least int64) (id Identity, err error) {
 	err = s.write(ctx, "begin an epoch", func(t *tx) error {
 		// Gateways may know of what came after the copy, and admit by it: as if each had been here just now.
 		if _, err := t.exec(`UPDATE gateways SET seen_at = ? WHERE revoked_at IS NULL`, t.now); err != nil {
@@ -116,10 +122,17 @@ func Renew(ctx context.Context, path string, least int64) (id Identity, err erro
 		}
 		return t.one(`UPDATE installation SET epoch = CASE WHEN epoch < ?1 THEN ?1 ELSE epoch + 1 END`, least)
 	})
-	if err == nil {
-		id, err = s.identity(ctx, path)
+	if err != nil {
+		return Identity{}, err
 	}
-	return id, errors.Join(err, s.Close(), syncFile(path)) // whoever closes last leaves nothing beside the file
+	return s.Identity(ctx)
+}
+
+// Identity is what tells this database from others.
+func (r *Reader) Identity(ctx context.Context) (id Identity, err error) {
+	err = r.db.QueryRowContext(ctx, `SELECT id, epoch, (SELECT max(version_id) FROM `+versionTable+`) FROM installation`).
+		Scan(&id.Installation, &id.Epoch, &id.Schema)
+	return id, mapError(ctx, "read the installation's identity", err)
 }
 
 // Settle folds what a database's log holds into its one file. Nobody else may have it open. It changes neither content nor

@@ -122,6 +122,21 @@ func (s *Store) prepare(ctx context.Context, config *pgx.ConnConfig, place strin
 	return s.migrate(ctx, db, place, func(err error) error { return cannotConnect(ctx, place, err) })
 }
 
+// Check looks whether the PostgreSQL database at url is one that Berth can have, and changes nothing in it.
+func Check(ctx context.Context, url string) (err error) {
+	config, err := parseURL(url)
+	if err != nil {
+		return err
+	}
+	place := placeOf(config)
+	db := stdlib.OpenDB(*readOnly(config))
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := checkServer(ctx, db, place); err != nil {
+		return err
+	}
+	return checkOurs(ctx, db, place)
+}
+
 // checkServer refuses a server that cannot hold our state.
 func checkServer(ctx context.Context, q querier, place string) error {
 	var version int
@@ -236,7 +251,7 @@ func (s session) CheckNamedValue(v *driver.NamedValue) error {
 			value = int64(1)
 		}
 	case string:
-		value = strings.ReplaceAll(strings.ToValidUTF8(x, "\uFFFD"), "\x00", "\uFFFD")
+		value = storable(x)
 	case []byte:
 		if x == nil {
 			value = []byte{}
@@ -244,6 +259,11 @@ func (s session) CheckNamedValue(v *driver.NamedValue) error {
 	}
 	v.Value = value
 	return nil
+}
+
+// storable is the text with the replacement character in the place of what no PostgreSQL text can hold.
+func storable(text string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // numbered spells the parameters of a query as PostgreSQL does: ? and ?1 are both $1. No text in our SQL has a question mark.
