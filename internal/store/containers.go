@@ -252,6 +252,9 @@ func (s *Store) SetSSH(
 // nobody but the loop sees it.
 func (s *Store) RecordStorage(ctx context.Context, id compute.ContainerID) error {
 	return s.write(ctx, "record storage", func(t *tx) error {
+		if err := s.fenced(t); err != nil {
+			return err
+		}
 		n, err := t.exec(`UPDATE containers SET storage_made = 1 WHERE id = ?`, id)
 		if err == nil && n == 0 {
 			return compute.NotFound("container")
@@ -264,6 +267,9 @@ func (s *Store) RecordStorage(ctx context.Context, id compute.ContainerID) error
 // nothing; a container that its owner did not delete is refused.
 func (s *Store) Purge(ctx context.Context, id compute.ContainerID) error {
 	return s.write(ctx, "purge container", func(t *tx) error {
+		if err := s.fenced(t); err != nil {
+			return err
+		}
 		c, err := anyContainer(ctx, t, id)
 		if compute.CodeOf(err) == compute.CodeNotFound {
 			return t.purgedBefore(id)

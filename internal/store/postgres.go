@@ -54,6 +54,7 @@ func (s *Store) connect(ctx context.Context, url string) error {
 	}
 	s.writer = openPool(config, 1)
 	s.Reader = &Reader{db: openPool(readOnly(config), postgresReaders)}
+	s.leases = openPool(config, 1)
 	s.lockWriters, s.notify = lockCounter, notifyOthers
 	s.listener = listen(config, s.opt)
 	return nil

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/compute"
@@ -73,6 +74,8 @@ type Store struct {
 	lockWriters string // makes a transaction the only one that writes, as BEGIN IMMEDIATE does in SQLite
 	notify      string // tells the other processes of a commit, as part of it
 	listener    *listener
+	leases      *sql.DB      // of one connection: who holds the lease waits for no other writer
+	term        atomic.Int64 // the last one that this store has begun; 0 before the first
 }
 
 // Open opens the database at source, makes it if there is none, and brings its schema up to date. Source is the path of an
@@ -100,6 +103,9 @@ func (s *Store) Close() error {
 	}
 	if s.Reader != nil {
 		errs = append(errs, s.Reader.Close())
+	}
+	if s.leases != nil {
+		errs = append(errs, s.leases.Close())
 	}
 	if s.writer != nil {
 		errs = append(errs, s.writer.Close()) // SQLite's last connection checkpoints the log and removes it
