@@ -23,7 +23,8 @@ const (
 		WHERE term = ?1 AND expires_at > clock_timestamp()`
 	releaseLease = `UPDATE lease SET expires_at = '-infinity' WHERE term = ?`
 	// queryTerm keeps the lease from changing hands until the transaction ends.
-	queryTerm = `SELECT 1 FROM lease WHERE term = ? AND expires_at > clock_timestamp() FOR SHARE`
+	queryTerm    = queryTermNow + ` FOR SHARE`
+	queryTermNow = `SELECT 1 FROM lease WHERE term = ? AND expires_at > clock_timestamp()`
 )
 
 // ErrOtherEngine is in the chain of TakeLease's error where the containers are in another place.
@@ -72,6 +73,16 @@ func (s *Store) RenewLease(ctx context.Context, term int64, ttl time.Duration) e
 func (s *Store) ReleaseLease(ctx context.Context, term int64) error {
 	_, err := s.leases.ExecContext(ctx, releaseLease, term)
 	return mapError(ctx, "release the lease", err)
+}
+
+// CheckTerm returns nil while the term that this store has begun lasts; CodeConflict when it is over.
+func (s *Store) CheckTerm(ctx context.Context) error {
+	var one int
+	err := s.leases.QueryRowContext(ctx, queryTermNow, s.term.Load()).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return termOver()
+	}
+	return mapError(ctx, "read the lease", err)
 }
 
 func termOver() error {
