@@ -29,11 +29,15 @@ type Server struct {
 
 	mu   sync.Mutex // guards what follows
 	cmd  *exec.Cmd  // nil while it is stopped
+	word *os.File   // takes the signal that is to end it
 	made int
 }
 
 // startTimeout bounds a start, which writes a cluster, and a stop.
-const startTimeout = 2 * time.Minute
+const startTimeout = time.Minute
+
+// supervised runs a server until it is told the signal to end it with, or this process is gone and can tell nothing.
+const supervised = `"$0" -D "$1" & read -r signal; kill -s "${signal:-QUIT}" $!; wait $!`
 
 // shared is the server of this test binary.
 var shared struct {
@@ -147,7 +151,7 @@ func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 func (s *Server) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(s.bin, name), args...)
 	cmd.Dir, cmd.Env = s.dir, []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=UTC"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner, Setpgid: true, Pdeathsig: syscall.SIGQUIT}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner, Setpgid: true}
 	return cmd
 }
 
@@ -160,12 +164,19 @@ func (s *Server) Start() error {
 		return err
 	}
 	defer log.Close()
-	cmd := s.command("postgres", "-D", s.data())
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	heard, word, err := os.Pipe()
+	if err != nil {
 		return err
 	}
-	s.cmd = cmd
+	defer heard.Close()
+	server := s.command("postgres")
+	cmd := exec.Command("/bin/sh", "-c", supervised, server.Path, s.data())
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = server.Dir, server.Env, server.SysProcAttr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = heard, log, log
+	if err := cmd.Start(); err != nil {
+		return errors.Join(err, word.Close())
+	}
+	s.cmd, s.word = cmd, word
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	for {
@@ -174,8 +185,7 @@ func (s *Server) Start() error {
 		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
 			return err
 		}
-		if ended, _ := syscall.Wait4(cmd.Process.Pid, nil, syscall.WNOHANG, nil); ended != 0 || ctx.Err() != nil {
-			s.cmd = nil
+		if ctx.Err() != nil {
 			text, _ := os.ReadFile(log.Name())
 			return fmt.Errorf("the server did not come up:\n%s", text)
 		}
@@ -186,23 +196,30 @@ func (s *Server) Start() error {
 	}
 }
 
-// Stop ends the server: SIGINT cuts its sessions off, SIGQUIT has it crash, as a power cut would.
-func (s *Server) Stop(signal syscall.Signal) error {
+// Signals that end a server.
+const (
+	CutOff = "INT"  // it cuts its sessions off, and writes down where it was
+	Crash  = "QUIT" // it ends as in a power cut
+)
+
+// Stop ends the server by a signal.
+func (s *Server) Stop(signal string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cmd == nil {
 		return nil
 	}
-	if err := s.cmd.Process.Signal(signal); err != nil {
+	_, err := s.word.WriteString(signal + "\n")
+	if err = errors.Join(err, s.word.Close()); err != nil {
 		return err
 	}
 	_ = s.cmd.Wait() // it says how it was ended
-	s.cmd = nil
+	s.cmd, s.word = nil, nil
 	return nil
 }
 
 // Close stops the server and removes all it had.
-func (s *Server) Close() error { return errors.Join(s.Stop(syscall.SIGQUIT), os.RemoveAll(s.dir)) }
+func (s *Server) Close() error { return errors.Join(s.Stop(Crash), os.RemoveAll(s.dir)) }
 
 // URL is the address of a database.
 func (s *Server) URL(database string) string {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -196,7 +195,7 @@ func TestCommitsElsewhere(t *testing.T) {
 		}
 		follow(int64(i + 1))
 	}
-	if err := server.Stop(syscall.SIGQUIT); err != nil {
+	if err := server.Stop(pgtest.Crash); err != nil {
 		t.Fatal(err)
 	}
 	_, err = there.CreateUser(ctx, "nobody", compute.RoleUser)
