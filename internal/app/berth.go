@@ -73,14 +73,14 @@ type berth struct {
 
 	lock      *dataLock
 	store     *store.Store
-	place     string                      // names where the containers are, for other replicas; empty where there are none
 	bus       atomic.Pointer[event.Bus]   // the store, which is open before them, hints at both
 	link      atomic.Pointer[link.Server] // nil where no gateway may come
 	authority *auth.Authority
 	verifiers *auth.Verifiers
 	operator  Operator
 	audit     auditing
-	engine    *containerd.Engine
+	replica   *replica // nil where this is the only control plane
+	dialer    session.Dialer
 	control   *control.Service
 	hostKeys  []ssh.Signer
 	linkAddr  string // where gateways of other machines come; empty where none may
@@ -184,17 +184,45 @@ func (b *berth) openEngine(ctx context.Context, p *progress) error {
 		return err
 	}
 	options.InstallationID, options.Log, options.Progress = installation, b.log.With("part", "containerd"), p.step
-	if b.engine, err = containerd.Open(ctx, options); err != nil {
+	if b.cfg.Database != "" {
+		if b.dialer, err = containerd.NewDialer(options.DataDir); err != nil {
+			return err
+		}
+		if err := b.openReplica(options); err != nil {
+			return err
+		}
+		b.openControl(b.replica)
+		return nil
+	}
+	engine, err := containerd.Open(ctx, options)
+	if err != nil {
 		return err
 	}
-	b.onClose(b.engine.Close)
+	b.onClose(engine.Close)
+	b.dialer = engine
+	b.openControl(engine)
+	b.inner = append(b.inner, b.control.Run)
+	return nil
+}
+
+// openControl makes the use cases, on an engine.
+func (b *berth) openControl(engine control.Engine) {
 	b.control = control.New(control.Config{
-		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(),
+		Store: b.store, Engine: engine, Limits: b.cfg.Limits(), Types: hostTypes(),
 		Zone: b.cfg.Zone, Log: b.log.With("part", "control"), Observer: b.observer(),
 	})
 	b.watchControl(b.control)
-	b.inner = append(b.inner, b.control.Run)
-	return nil
+}
+
+// settled returns once it is known whether this process drives the containers.
+func (b *berth) settled(ctx context.Context) {
+	if b.replica == nil {
+		return
+	}
+	select {
+	case <-b.replica.settled:
+	case <-ctx.Done():
+	}
 }
 
 // openEvents begins to follow the changes in src.
@@ -290,7 +318,7 @@ func (b *berth) changes() (<-chan compute.Event, func()) {
 // engineOptions are the embedded engine's, from the settings.
 func engineOptions(c config.Config) (containerd.Options, error) {
 	o := containerd.Options{
-		DataDir: c.DataDir, ContainerdPath: c.Containerd, AcceptEnv: c.AcceptEnv,
+		DataDir: c.Engine(), ContainerdPath: c.Containerd, AcceptEnv: c.AcceptEnv,
 		ImageArchive: c.Image, AgentPath: c.Agent,
 		ReserveBytes: int64(c.ReserveGB) << 30, MemoryBytes: int64(c.MemoryMB) << 20,
 	}

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,7 +26,6 @@ const (
 // installation's state is taken for its own.
 type elsewhere struct {
 	Installation string `json:"installation"`
-	Engine       string `json:"engine"` // names this directory as the place of containers
 }
 
 // readElsewhere returns the zero value where the state is in the directory itself, or nowhere yet.
@@ -39,7 +37,7 @@ func readElsewhere(dir string) (e elsewhere, err error) {
 	if err == nil {
 		err = json.Unmarshal(text, &e)
 	}
-	if err == nil && (e.Installation == "" || e.Engine == "") {
+	if err == nil && e.Installation == "" {
 		err = errors.New("it names no installation")
 	}
 	if err != nil {
@@ -49,15 +47,14 @@ func readElsewhere(dir string) (e elsewhere, err error) {
 }
 
 // rememberElsewhere has the directory know that its state is the installation's, in PostgreSQL.
-func rememberElsewhere(dir, installation string) (elsewhere, error) {
-	e := elsewhere{Installation: installation, Engine: rand.Text()}
-	text, err := json.Marshal(e)
+func rememberElsewhere(dir, installation string) error {
+	text, err := json.Marshal(elsewhere{Installation: installation})
 	if err != nil {
-		return elsewhere{}, err
+		return err
 	}
 	made := filepath.Join(dir, elsewhereFile+".new")
 	if err := removeQuietly(made); err != nil { // of one that was killed
-		return elsewhere{}, err
+		return err
 	}
 	err = writeNew(made, func(w io.Writer) error {
 		_, err := w.Write(append(text, '\n'))
@@ -66,7 +63,7 @@ func rememberElsewhere(dir, installation string) (elsewhere, error) {
 	if err == nil {
 		err = renameNew(made, filepath.Join(dir, elsewhereFile))
 	}
-	return e, err
+	return err
 }
 
 // openStore opens the database that the settings name, unless the data directory knows better.
@@ -95,16 +92,15 @@ func (b *berth) openStore(ctx context.Context) error {
 	switch {
 	case err != nil:
 	case known == (elsewhere{}):
-		known, err = rememberElsewhere(b.cfg.DataDir, installation)
+		err = rememberElsewhere(b.cfg.DataDir, installation)
 	case known.Installation != installation:
 		err = fmt.Errorf("%s is of another installation than the one in --database; give that one's address, or another --data-dir",
 			b.cfg.DataDir)
 	}
 	if err != nil {
-		return errors.Join(err, b.store.Close())
+		err = errors.Join(err, b.store.Close())
 	}
-	b.place = known.Engine
-	return nil
+	return err
 }
 
 // Migration is what Migrate did.
@@ -146,7 +142,7 @@ func Migrate(ctx context.Context, c config.Config, out io.Writer) (m Migration, 
 		return m, err
 	}
 	m.Installation, m.Epoch, m.Tables = id.Installation, id.Epoch, tables
-	if _, err := rememberElsewhere(c.DataDir, id.Installation); err != nil {
+	if err := rememberElsewhere(c.DataDir, id.Installation); err != nil {
 		return m, fmt.Errorf("all is copied; remember that in the data directory: %w", err)
 	}
 	if err := store.Settle(ctx, file); err != nil { // so that nothing of it is in another file

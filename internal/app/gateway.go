@@ -58,7 +58,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := b.openGatewayAudit(); err != nil {
 		return err
 	}
-	dialer, err := containerd.NewDialer(c.DataDir)
+	dialer, err := containerd.NewDialer(c.Engine())
 	if err != nil {
 		return err
 	}

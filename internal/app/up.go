@@ -81,7 +81,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	}
 	b.openAPI(api)
 	if withGateway {
-		if err := b.openGateway(gateway, b.store, b.changes, b.engine, b.control); err != nil {
+		if err := b.openGateway(gateway, b.store, b.changes, b.dialer, b.control); err != nil {
 			return err
 		}
 	}
@@ -92,7 +92,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		b.tasks = append(b.tasks, b.renewToken(first.user.ID))
 	}
 	b.onClose(func() error { return removeQuietly(b.files.path("ready.json")) })
-	return b.serve(ctx, func(context.Context) error { return b.announce(api, gateway, first, out, time.Since(began)) })
+	return b.serve(ctx, func(ctx context.Context) error {
+		b.settled(ctx)
+		return b.announce(api, gateway, first, out, time.Since(began))
+	})
 }
 
 func needRoot() error {

@@ -60,7 +60,7 @@ var mayImport = map[string][]string{
 	"deploy/images": {},
 	"deploy/leaks":  {"internal/leakcheck"},
 	"docs/img":      {},
-	"e2e":           {"internal/leakcheck"},
+	"e2e":           {"internal/leakcheck", "internal/pgtest"},
 	"web":           {},
 }
 

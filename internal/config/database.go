@@ -5,10 +5,21 @@ import (
 	"strings"
 )
 
+// Engine returns the directory of the containers.
+func (c Config) Engine() string {
+	if c.EngineDir != "" {
+		return c.EngineDir
+	}
+	return c.DataDir
+}
+
 // checkDatabase refuses what is no address of a PostgreSQL database, and one with a password: command lines and settings are
 // read by others than root. It never shows what was given, since there may be a password in it.
 func (c Config) checkDatabase(bad func(setting, format string, args ...any)) {
 	if c.Database == "" {
+		if c.EngineDir != "" {
+			bad("engine-dir", "it is for control planes that share a PostgreSQL database; give that as database, or leave this out")
+		}
 		return
 	}
 	u, err := url.Parse(c.Database)

@@ -1,0 +1,233 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth/internal/pgtest"
+)
+
+// takeover is how long it may take until another control plane does the work of one that is gone or stopped: its lease, and the
+// start of the engine.
+const takeover = 9*time.Second + statusLimit
+
+// ownReplicas returns two control planes on one database and one engine directory, the first's data directory, which end with
+// the test. Neither is started.
+func ownReplicas(t *testing.T, url string) (a, b *instance) {
+	t.Helper()
+	a, err := newInstance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("the first: " + tail(a.log))
+		}
+		_, err := a.run("down") // with --delete the database would go on to know the containers
+		if err = errors.Join(a.stop(), err, a.leaks(), os.RemoveAll(a.dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err = newInstance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("the second: " + tail(b.log))
+		}
+		if err := errors.Join(b.stop(), os.RemoveAll(b.dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	a.apart, b.apart = true, true // the second has no gateway
+	a.flags = []string{"--database", url, "--containers-per-user", "100"}
+	b.flags = append([]string{"--engine-dir", a.data}, a.flags...)
+	return a, b
+}
+
+// as is the account at another control plane.
+func (a *account) as(t *testing.T, i *instance) *account {
+	t.Helper()
+	other := *a
+	other.on = i
+	token, err := i.run("token", "--user", a.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.token = token[:len(token)-1]
+	return &other
+}
+
+// eventually repeats what may fail while a control plane or the database is away.
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(takeover); ; <-tick.C {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestReplicas has two control planes share a PostgreSQL and one engine. Either takes what users ask for; whichever drives the
+// containers is killed in the middle of creates, and stopped past its lease in the middle of deletes; the other finishes the
+// work, and one that was stopped never goes on. The database crashes under both. A container that has nothing to do with all
+// that runs on, and keeps its file.
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	server, err := pgtest.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	first, second := ownReplicas(t, server.URL("postgres"))
+	if err := first.start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, shared := range []string{"token.key", "link_ca.pem"} { // as the operator's page says
+		text, err := os.ReadFile(filepath.Join(first.data, shared))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(second.data, shared), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := second.startMain(); err != nil {
+		t.Fatal(err)
+	}
+	at := map[*instance]*account{first: personOn(t, first, "victim")}
+	at[second] = at[first].as(t, second)
+	keeper := boxOf(t, at[second], `{"storage_gb": 1, "memory_mb": 64}`) // asked of the one that does not drive
+	if _, err := at[first].ssh(at[first].at(keeper), "echo kept >/root/file; sync; echo $PPID >/run/life"); err != nil {
+		t.Fatal(err)
+	}
+	running := func(i *instance, id string) {
+		t.Helper()
+		eventually(t, id+" runs", func() error {
+			var c container
+			if err := at[i].get("/compute/containers/"+id, &c); err != nil {
+				return err
+			}
+			if c.Status != "running" {
+				return fmt.Errorf("it is %s: %s", c.Status, c.StatusMessage)
+			}
+			return nil
+		})
+	}
+
+	// Killed in the middle of a create, a little later each time. The other finishes it.
+	drives, stands := first, second
+	var doomed []string
+	for round := range 3 {
+		began := time.Now()
+		c, err := at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Until(began.Add(time.Duration(round) * 150 * time.Millisecond))) // where it is then is the point: anywhere
+		if err := drives.main.kill(); err != nil {
+			t.Fatal(err)
+		}
+		running(stands, c.ID)
+		doomed = append(doomed, c.ID)
+		if err := drives.startMain(); err != nil {
+			t.Fatal(err)
+		}
+		drives, stands = stands, drives
+	}
+
+	// Stopped in the middle of a delete, for longer than its lease. It never goes on: the other ends it before it takes over.
+	for round, id := range doomed {
+		began := time.Now()
+		if err := at[stands].do(http.MethodDelete, "/compute/containers/"+id, "", nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Until(began.Add(time.Duration(round) * 50 * time.Millisecond)))
+		if err := drives.main.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		another, err := at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`) // for which the other must drive
+		if err != nil {
+			t.Fatal(err)
+		}
+		running(stands, another.ID)
+		if err := first.awaitGone(id); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-drives.main.exited:
+		case <-time.After(takeover):
+			t.Fatal("the control plane that was stopped is still there")
+		}
+		if err := drives.startMain(); err != nil {
+			t.Fatal(err)
+		}
+		drives, stands = stands, drives
+		if err := at[drives].do(http.MethodDelete, "/compute/containers/"+another.ID, "", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// The database crashes under both. Nothing need be restarted.
+	if err := server.Stop(pgtest.Crash); err != nil {
+		t.Fatal(err)
+	}
+	if status, _, body, err := at[stands].call(http.MethodGet, "/compute/containers", "", ""); err != nil || status != http.StatusServiceUnavailable {
+		t.Errorf("without a database: %d %s, %v", status, body, err)
+	}
+	if out, err := at[first].ssh(at[first].at(keeper), "cat /root/file"); err != nil || out != "kept" {
+		t.Errorf("without a database, the gateway: %q, %v", out, err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var after container
+	eventually(t, "creates go on", func() (err error) {
+		after, err = at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`)
+		return err
+	})
+	running(stands, after.ID)
+	running(drives, keeper)
+	for _, i := range []*instance{first, second} {
+		eventually(t, "it is ready", func() error { return at[i].ready() })
+	}
+
+	// The keeper has its file, and is the same run as in the beginning: /run is of one life.
+	if out, err := at[first].ssh(at[first].at(keeper), "cat /root/file; test -s /run/life && echo one life"); err != nil || out != "kept\none life" {
+		t.Errorf("the container that nobody touched has %q, %v", out, err)
+	}
+	for _, id := range []string{after.ID, keeper} {
+		if err := at[stands].do(http.MethodDelete, "/compute/containers/"+id, "", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := first.awaitGone(id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// ready asks the account's control plane whether it can do its work.
+func (a *account) ready() error {
+	status, _, body, err := a.call(http.MethodGet, "/readyz", "", "")
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("%d: %s", status, body)
+	}
+	return err
+}
