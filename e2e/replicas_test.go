@@ -21,20 +21,8 @@ const takeover = 9*time.Second + statusLimit
 // the test. Neither is started.
 func ownReplicas(t *testing.T, url string) (a, b *instance) {
 	t.Helper()
-	a, err := newInstance()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log("the first: " + tail(a.log))
-		}
-		_, err := a.run("down") // with --delete the database would go on to know the containers
-		if err = errors.Join(a.stop(), err, a.leaks(), os.RemoveAll(a.dir)); err != nil {
-			t.Error(err)
-		}
-	})
-	b, err = newInstance()
+	a = ownElsewhere(t)
+	b, err := newInstance()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,6 +38,26 @@ func ownReplicas(t *testing.T, url string) (a, b *instance) {
 	a.flags = []string{"--database", url, "--containers-per-user", "100"}
 	b.flags = append([]string{"--engine-dir", a.data}, a.flags...)
 	return a, b
+}
+
+// ownElsewhere is own for an instance whose database is a server's, or will be.
+func ownElsewhere(t *testing.T) *instance {
+	t.Helper()
+	i, err := newInstance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(tail(i.log))
+		}
+		stopErr := i.stop()
+		_, downErr := i.run("down") // with --delete the database would go on to know the containers
+		if err := errors.Join(stopErr, downErr, i.leaks(), os.RemoveAll(i.dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return i
 }
 
 // as is the account at another control plane.

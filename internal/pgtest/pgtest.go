@@ -244,12 +244,18 @@ func (s *Server) NewDatabase(t testing.TB) string {
 // SQL runs statements as an administrator, and returns what they print.
 func (s *Server) SQL(t testing.TB, database, statements string) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(s.bin, "psql"), "--no-psqlrc", "--quiet", "--tuples-only", "--no-align",
+	return s.Run(t, "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align",
 		"--set", "ON_ERROR_STOP=1", "--dbname", s.URL(database), "--command", statements)
+}
+
+// Run runs one of PostgreSQL's programs, and returns what it prints.
+func (s *Server) Run(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(s.bin, program), args...)
 	cmd.Env = append(os.Environ(), "PGOPTIONS=-c client_min_messages=warning")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Fatalf("psql: %s: %v\n%s", statements, err, out)
+		t.Fatalf("%s %q: %v\n%s", program, args, err, out)
 	}
 	return strings.TrimSpace(string(out))
 }
