@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -193,7 +194,11 @@ func TestReplicas(t *testing.T) {
 		}
 	}
 
-	// The database crashes under both. Nothing need be restarted.
+	// The database crashes under both, for longer than the lease. Nothing need be restarted, and containerd goes on.
+	engine, err := first.containerd()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := server.Stop(pgtest.Crash); err != nil {
 		t.Fatal(err)
 	}
@@ -202,6 +207,16 @@ func TestReplicas(t *testing.T) {
 	}
 	if out, err := at[first].ssh(at[first].at(keeper), "cat /root/file"); err != nil || out != "kept" {
 		t.Errorf("without a database, the gateway: %q, %v", out, err)
+	}
+	eventually(t, "its term ends", func() error {
+		text, err := os.ReadFile(drives.log)
+		if last := text[bytes.LastIndex(text, []byte("drives the containers")):]; err == nil && !bytes.HasPrefix(last, []byte("drives the containers no more")) {
+			return errors.New("it still drives")
+		}
+		return err
+	})
+	if pid, err := first.containerd(); err != nil || pid != engine {
+		t.Errorf("containerd was %d and is %d: %v", engine, pid, err)
 	}
 	if err := server.Start(); err != nil {
 		t.Fatal(err)

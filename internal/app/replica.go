@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"berth/internal/compute"
 	"berth/internal/containerd"
@@ -25,6 +26,8 @@ var _ control.Engine = (*replica)(nil)
 type replica struct {
 	store   *store.Store
 	settled chan struct{} // closed once it is known who drives
+
+	held *containerd.Engine // open, and only driven in a term; of the goroutine that leads
 
 	mu     sync.Mutex // guards what follows; never held over I/O
 	engine *containerd.Engine
@@ -165,36 +168,79 @@ func (b *berth) openReplica(o containerd.Options) error {
 			log.Info("stands by", "reason", text)
 		}
 		b.replica.set(nil)
+		if compute.CodeOf(err) == compute.CodeConflict { // another has the lease, and needs the engine
+			if err := b.replica.giveUp(); err != nil {
+				log.Warn("close the engine", "err", err)
+			}
+		}
 	}
 	b.inner = append(b.inner, func(ctx context.Context) error {
-		return candidate.Lead(ctx, func(ctx context.Context) error { return b.drive(ctx, o) })
+		err := candidate.Lead(ctx, func(ctx context.Context) error { return b.drive(ctx, o) })
+		return errors.Join(err, b.replica.giveUp())
 	}, func(ctx context.Context) error { return b.control.Follow(ctx, b.changes) })
 	return nil
 }
 
-// drive opens the engine and reconciles until ctx ends. Who had the lease before has it no more: if it holds the engine all the
-// same, it is stopped or hangs, and is killed before it can go on.
+// drive opens the engine and reconciles until ctx ends. An engine whose term is over for want of the database stays open, since
+// containers need it for more than being driven, until another has the lease.
 func (b *berth) drive(ctx context.Context, o containerd.Options) (err error) {
-	engine, err := containerd.Open(ctx, o)
-	if errors.Is(err, containerd.ErrInUse) {
-		b.log.Warn("the control plane that had the lease still holds the engine; ending it")
-		if err = containerd.EndHolder(ctx, o.DataDir); err == nil {
-			engine, err = containerd.Open(ctx, o)
-		}
+	if b.replica.held == nil {
+		b.replica.held, err = takeEngine(ctx, o)
 	}
 	switch {
 	case errors.Is(err, containerd.ErrInUse): // for another purpose, such as a `berth down`
 		b.log.Warn("cannot have the engine", "err", err)
 		return nil
 	case ctx.Err() != nil:
-		return nil
 	case err != nil:
 		return err
+	default:
+		b.replica.set(b.replica.held)
+		err = b.control.Run(ctx)
+		b.replica.set(nil)
 	}
-	b.replica.set(engine)
-	err = b.control.Run(ctx)
-	b.replica.set(nil)
-	return errors.Join(err, engine.Close())
+	if context.Cause(ctx) == control.ErrTermOver {
+		return err
+	}
+	return errors.Join(err, b.replica.giveUp()) // before the lease is released
+}
+
+// giveUp closes the engine, if it is open.
+func (r *replica) giveUp() error {
+	if r.held == nil {
+		return nil
+	}
+	err := r.held.Close()
+	r.held = nil
+	return err
+}
+
+// engineGrace is how long whoever lost the lease has to give up the engine.
+const engineGrace = 5 * time.Second
+
+// takeEngine opens the engine. Who had the lease before has it no more: if it holds the engine all the same, it is stopped or
+// hangs, and is killed before it can go on.
+func takeEngine(ctx context.Context, o containerd.Options) (*containerd.Engine, error) {
+	tick := time.NewTicker(engineGrace / 20)
+	defer tick.Stop()
+	for deadline := time.Now().Add(engineGrace); ; {
+		engine, err := containerd.Open(ctx, o)
+		if !errors.Is(err, containerd.ErrInUse) {
+			return engine, err
+		}
+		if time.Now().After(deadline) {
+			o.Log.Warn("the control plane that had the lease still holds the engine; ending it")
+			if err := containerd.EndHolder(ctx, o.DataDir); err != nil {
+				return nil, err
+			}
+			return containerd.Open(ctx, o)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }
 
 // placeFile names an engine directory, for whoever shares it.

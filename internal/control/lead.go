@@ -22,7 +22,8 @@ type Lease interface {
 // leaseTTL is how long the others wait for one that does not answer. It renews three times as often.
 const leaseTTL = 9 * time.Second
 
-var errTermOver = errors.New("another control plane drives the containers now")
+// ErrTermOver is the cause of the end of a term that another control plane's may follow.
+var ErrTermOver = errors.New("another control plane may drive the containers now")
 
 // Candidate is a control plane that drives the engine when no other does.
 type Candidate struct {
@@ -71,7 +72,7 @@ func (c Candidate) lead(ctx context.Context, term int64, began time.Time, f func
 		c.renew(ctx, term, began, cancel)
 	}()
 	err := f(ctx)
-	over := context.Cause(ctx) == errTermOver
+	over := context.Cause(ctx) == ErrTermOver
 	cancel(nil)
 	<-renewing
 	release, stop := context.WithTimeout(context.WithoutCancel(ctx), c.TTL)
@@ -101,7 +102,7 @@ func (c Candidate) renew(ctx context.Context, term int64, sure time.Time, over c
 		}
 		c.Log.Warn("cannot renew the lease", "term", term, "err", err)
 		if compute.CodeOf(err) == compute.CodeConflict || time.Since(sure) > c.TTL*2/3 {
-			over(errTermOver)
+			over(ErrTermOver)
 			return
 		}
 	}
