@@ -2,14 +2,19 @@ package e2e_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fasthttp/websocket"
 
 	"berth/internal/pgtest"
 )
@@ -123,7 +128,13 @@ func TestReplicas(t *testing.T) {
 	}
 	at := map[*instance]*account{first: personOn(t, first, "victim")}
 	at[second] = at[first].as(t, second)
+	feeds := []*websocket.Conn{at[first].feed(t), at[second].feed(t)}
 	keeper := boxOf(t, at[second], `{"storage_gb": 1, "memory_mb": 64}`) // asked of the one that does not drive
+	for n, feed := range feeds {
+		if got := statuses(t, feed, keeper, "running"); !slices.Equal(got, []string{"pending", "initializing", "running"}) {
+			t.Errorf("the feed of control plane %d says %v", n+1, got)
+		}
+	}
 	if _, err := at[first].ssh(at[first].at(keeper), "echo kept >/root/file; sync; echo $PPID >/run/life"); err != nil {
 		t.Fatal(err)
 	}
@@ -242,6 +253,47 @@ func TestReplicas(t *testing.T) {
 		}
 		if err := first.awaitGone(id); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// feed opens the account's live feed.
+func (a *account) feed(t *testing.T) *websocket.Conn {
+	t.Helper()
+	ws, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(a.on.ready.APIURL, "http")+"/compute/ws?token="+a.token, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ws.Close() })
+	return ws
+}
+
+// statuses reads a feed until a container has a status, and returns all that the container had.
+func statuses(t *testing.T, ws *websocket.Conn, id, last string) (list []string) {
+	t.Helper()
+	for {
+		var m struct {
+			Type string
+			Data json.RawMessage
+		}
+		if err := errors.Join(ws.SetReadDeadline(time.Now().Add(statusLimit)), ws.ReadJSON(&m)); err != nil {
+			t.Fatal(err)
+		}
+		if m.Type != "container_status" {
+			continue
+		}
+		var change struct {
+			ID     string `json:"container_id"`
+			Status string
+		}
+		if err := json.Unmarshal(m.Data, &change); err != nil {
+			t.Fatal(err)
+		}
+		if change.ID == id {
+			list = append(list, change.Status)
+		}
+		if change.ID == id && change.Status == last {
+			return list
 		}
 	}
 }

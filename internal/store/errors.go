@@ -48,7 +48,7 @@ func faultOf(err error) fault {
 	var network net.Error
 	var connect *pgconn.ConnectError
 	if errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || err != nil && err.Error() == "conn closed" {
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || pgconn.SafeToRetry(err) {
 		return faultAway
 	}
 	return faultOther
