@@ -152,6 +152,17 @@ func TestReplicas(t *testing.T) {
 		})
 	}
 
+	takesOver := func(i *instance) {
+		t.Helper()
+		eventually(t, "the other takes over", func() error {
+			holder := server.SQL(t, "postgres", "SELECT holder FROM lease WHERE expires_at > clock_timestamp()")
+			if want := fmt.Sprintf("(pid %d)", i.main.cmd.Process.Pid); !strings.HasSuffix(holder, want) {
+				return fmt.Errorf("the lease is %q's", holder)
+			}
+			return nil
+		})
+	}
+
 	// Killed in the middle of a create, a little later each time. The other finishes it.
 	drives, stands := first, second
 	var doomed []string
@@ -165,6 +176,7 @@ func TestReplicas(t *testing.T) {
 		if err := drives.main.kill(); err != nil {
 			t.Fatal(err)
 		}
+		takesOver(stands)
 		running(stands, c.ID)
 		doomed = append(doomed, c.ID)
 		if err := drives.startMain(); err != nil {
@@ -187,6 +199,7 @@ func TestReplicas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		takesOver(stands)
 		running(stands, another.ID)
 		if err := first.awaitGone(id); err != nil {
 			t.Error(err)

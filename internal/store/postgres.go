@@ -56,8 +56,19 @@ func (s *Store) connect(ctx context.Context, url string) error {
 	s.Reader = &Reader{db: openPool(readOnly(config), postgresReaders)}
 	s.leases = openPool(config, 1)
 	s.lockWriters, s.notify = lockCounter, notifyOthers
-	s.listener = listen(config, s.opt)
+	s.listener = listen(config, s.opt, func() {
+		drop(s.writer, 1)
+		drop(s.db, postgresReaders)
+		drop(s.leases, 1)
+	})
 	return nil
+}
+
+// drop closes a pool's connections that nobody uses: where one has ended they mostly all have, and the next query on each
+// would fail for that.
+func drop(db *sql.DB, size int) {
+	db.SetMaxIdleConns(0)
+	db.SetMaxIdleConns(size)
 }
 
 func parseURL(url string) (*pgx.ConnConfig, error) {
@@ -310,8 +321,9 @@ type listener struct {
 	done   chan struct{}
 }
 
-// listen begins to give the hints that o asks for, whenever somebody has committed, and whenever some may have been missed.
-func listen(config *pgx.ConnConfig, o Options) *listener {
+// listen begins to give the hints that o asks for, whenever somebody has committed, and whenever some may have been missed. It
+// calls lost when the server has gone away.
+func listen(config *pgx.ConnConfig, o Options, lost func()) *listener {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &listener{cancel: cancel, done: make(chan struct{})}
 	hint := func() {
@@ -329,6 +341,7 @@ func listen(config *pgx.ConnConfig, o Options) *listener {
 			if ctx.Err() != nil {
 				return
 			}
+			lost()
 			o.Log.Warn("cannot listen to the database; trying again", "retry_in", retry, "err", err)
 			t := time.NewTimer(retry)
 			select {

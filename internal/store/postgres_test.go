@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -256,5 +257,62 @@ func TestOddTexts(t *testing.T) {
 	list, _, err := s.Audit(context.Background(), compute.AuditQuery{Limit: 5})
 	if err != nil || len(list) != 1 || list[0].Target != "a\uFFFDb\uFFFDc" {
 		t.Fatalf("%+v, %v", list, err)
+	}
+}
+
+// A server that crashes in the middle of writes loses nothing that it acknowledged. Who wrote goes on when it is there again.
+func TestServerCrashesWhileWriting(t *testing.T) {
+	ctx := t.Context()
+	server, err := pgtest.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	stores := make([]*Store, 2)
+	for i := range stores {
+		if stores[i], err = Open(ctx, server.URL("postgres"), Options{}); err != nil {
+			t.Fatal(err)
+		}
+		defer stores[i].Close()
+	}
+	var mu sync.Mutex
+	acked := make(map[string]string)
+	for round := range 3 {
+		enough := make(chan struct{}, 1000)
+		var writers sync.WaitGroup
+		for i := range 4 {
+			writers.Go(func() {
+				err := crashLife(stores[i%2], fmt.Sprintf("user%d-%d", round, i), func(what string, id compute.ContainerID) {
+					mu.Lock()
+					defer mu.Unlock()
+					acked[string(id)] = what
+					select {
+					case enough <- struct{}{}:
+					default:
+					}
+				})
+				if compute.CodeOf(err) != compute.CodeUnavailable {
+					t.Errorf("the server was away, and somebody heard %v", err)
+				}
+			})
+		}
+		for range 40 + 20*round {
+			<-enough
+		}
+		if err := server.Stop(pgtest.Crash); err != nil {
+			t.Fatal(err)
+		}
+		writers.Wait()
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range stores {
+			checkInvariants(t, s)
+		}
+		checkAcknowledged(t, stores[0], acked)
 	}
 }
