@@ -185,18 +185,19 @@ func TestReplicas(t *testing.T) {
 		drives, stands = stands, drives
 	}
 
-	// Stopped in the middle of a delete, for longer than its lease. It never goes on: the other ends it before it takes over.
+	// Stopped in the middle of a delete and a create, for longer than its lease. It never goes on: the other ends it before it
+	// takes over.
 	for round, id := range doomed {
 		began := time.Now()
 		if err := at[stands].do(http.MethodDelete, "/compute/containers/"+id, "", nil); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(began.Add(time.Duration(round) * 50 * time.Millisecond)))
-		if err := drives.main.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		another, err := at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`)
+		if err != nil {
 			t.Fatal(err)
 		}
-		another, err := at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`) // for which the other must drive
-		if err != nil {
+		time.Sleep(time.Until(began.Add(time.Duration(round) * 100 * time.Millisecond)))
+		if err := drives.main.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		takesOver(stands)

@@ -190,6 +190,7 @@ func (b *berth) drive(ctx context.Context, o containerd.Options) (err error) {
 	switch {
 	case errors.Is(err, containerd.ErrInUse): // for another purpose, such as a `berth down`
 		b.log.Warn("cannot have the engine", "err", err)
+		b.replica.set(nil)
 		return nil
 	case ctx.Err() != nil:
 	case err != nil:
