@@ -1,6 +1,9 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -21,12 +24,48 @@ in it, nor is the key of the tokens.`,
 	}
 }
 
+func migrateCommand() *cobra.Command {
+	var from, to string
+	cmd := &cobra.Command{
+		Use: "migrate --from sqlite --to postgres", Short: "Move the state into a PostgreSQL database; Berth must not run", Args: cobra.NoArgs,
+		Long: `Copy the state of the data directory, accounts, containers, events and all, from its SQLite file into the empty PostgreSQL
+database of --database, read it back, and compare. Berth must not run; containers may. The installation stays the same, tokens
+go on, and a new epoch begins. The file is kept under another name. What fails changes nothing.`,
+		Example: "  berth migrate --from sqlite --to postgres --data-dir /var/lib/berth --database postgres://berth@db.example.com/berth",
+		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
+			if from != "sqlite" || to != "postgres" {
+				return errors.New("the way is --from sqlite --to postgres; there is no other")
+			}
+			m, err := app.Migrate(cmd.Context(), c, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(),
+				"Moved the installation %s; the epoch %d begins. What it was in is %s.\nFrom now on, start Berth with --database.\n",
+				m.Installation, m.Epoch, m.Kept)
+			return err
+		}),
+	}
+	cmd.Flags().StringVar(&from, "from", "", "where the state is: sqlite")
+	cmd.Flags().StringVar(&to, "to", "", "where it goes: postgres")
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
 func restoreCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "restore FILE", Short: "Put the state in a backup in the place of what is there; Berth must not run", Args: cobra.ExactArgs(1),
+		Use: "restore [FILE]", Short: "Put the state in a backup in the place of what is there; Berth must not run", Args: cobra.MaximumNArgs(1),
 		Long: `Put the state in a backup in the place of the data directory's, which may be empty. Berth must not run; containers may. What it
-replaces is moved aside, and no volume is touched: those that the backup does not know are left alone. All tokens end.`,
+replaces is moved aside, and no volume is touched: those that the backup does not know are left alone. All tokens end.
+
+With --database and without FILE, a PostgreSQL database that pg_restore has put back is made ready to go on.`,
 		RunE: withConfig(func(cmd *cobra.Command, c config.Config, args []string) error {
+			if len(args) == 0 {
+				return app.BeginEpoch(cmd.Context(), c, os.Stderr)
+			}
 			return app.Restore(cmd.Context(), c, args[0], os.Stderr)
 		}),
 	}

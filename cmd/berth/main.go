@@ -31,7 +31,7 @@ func main() {
 	config.Flags(root.PersistentFlags())
 	root.SetUsageTemplate(settingsOnce(root.UsageTemplate()))
 	root.AddCommand(upCommand(), downCommand(), userCommand(), tokenCommand(), gatewayCommand(), doctorCommand(),
-		backupCommand(), restoreCommand())
+		backupCommand(), restoreCommand(), migrateCommand())
 	app.HintAtHelp(root)
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errReported) {

@@ -18,6 +18,11 @@ import (
 // Backup writes the state of the data directory into a new file that is the caller's alone: the database as of one moment,
 // and the host keys. Berth may run meanwhile, of whatever version. Volumes are not in it.
 func Backup(ctx context.Context, c config.Config, file string, out io.Writer) error {
+	if known, err := readElsewhere(c.DataDir); err != nil {
+		return err
+	} else if known != (elsewhere{}) {
+		return fmt.Errorf("the state of %s is in a PostgreSQL database: back that up with pg_dump, and keep the host keys", c.DataDir)
+	}
 	database := filepath.Join(c.DataDir, databaseFile)
 	if !exists(database) {
 		return fmt.Errorf("there is no berth in %s; give its --data-dir", c.DataDir)

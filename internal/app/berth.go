@@ -80,7 +80,8 @@ type berth struct {
 	verifiers *auth.Verifiers
 	operator  Operator
 	audit     auditing
-	engine    *containerd.Engine
+	replica   *replica // nil where this is the only control plane
+	dialer    session.Dialer
 	control   *control.Service
 	sessions  *session.Multiplexer
 	hostKeys  []ssh.Signer
@@ -128,10 +129,7 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.onClose(b.lock.release)
-	b.store, err = store.Open(ctx, b.files.path("berth.db"), store.Options{
-		OnCommit: b.committed, OnAudit: b.audit.hint.Give, Log: log,
-	})
-	if err != nil {
+	if err := b.openStore(ctx); err != nil {
 		return nil, err
 	}
 	b.onClose(b.store.Close)
@@ -163,7 +161,7 @@ func (b *berth) committed() {
 // OpenOperator returns the operator's use cases of the data directory: through the berth that runs there, or on the database
 // itself where none does.
 func OpenOperator(ctx context.Context, c config.Config) (Operator, error) {
-	if !exists(filepath.Join(c.DataDir, "berth.db")) {
+	if c.Database == "" && !exists(filepath.Join(c.DataDir, databaseFile)) && !exists(filepath.Join(c.DataDir, elsewhereFile)) {
 		return nil, fmt.Errorf("there is no berth in %s yet; start one with `berth up`, or give its --data-dir", c.DataDir)
 	}
 	b, err := openState(ctx, c, slog.New(slog.DiscardHandler))
@@ -188,17 +186,45 @@ func (b *berth) openEngine(ctx context.Context, p *progress) error {
 		return err
 	}
 	options.InstallationID, options.Log, options.Progress = installation, b.log.With("part", "containerd"), p.step
-	if b.engine, err = containerd.Open(ctx, options); err != nil {
+	if b.cfg.Database != "" {
+		if b.dialer, err = containerd.NewDialer(options.DataDir); err != nil {
+			return err
+		}
+		if err := b.openReplica(options); err != nil {
+			return err
+		}
+		b.openControl(b.replica)
+		return nil
+	}
+	engine, err := containerd.Open(ctx, options)
+	if err != nil {
 		return err
 	}
-	b.onClose(b.engine.Close)
+	b.onClose(engine.Close)
+	b.dialer = engine
+	b.openControl(engine)
+	b.inner = append(b.inner, b.control.Run)
+	return nil
+}
+
+// openControl makes the use cases, on an engine.
+func (b *berth) openControl(engine control.Engine) {
 	b.control = control.New(control.Config{
-		Store: b.store, Engine: b.engine, Limits: b.cfg.Limits(), Types: hostTypes(),
+		Store: b.store, Engine: engine, Limits: b.cfg.Limits(), Types: hostTypes(),
 		Zone: b.cfg.Zone, Log: b.log.With("part", "control"), Observer: b.observer(),
 	})
 	b.watchControl(b.control)
-	b.inner = append(b.inner, b.control.Run)
-	return nil
+}
+
+// settled returns once it is known whether this process drives the containers.
+func (b *berth) settled(ctx context.Context) {
+	if b.replica == nil {
+		return
+	}
+	select {
+	case <-b.replica.settled:
+	case <-ctx.Done():
+	}
 }
 
 // openEvents begins to follow the changes in src.
@@ -303,7 +329,7 @@ func (b *berth) changes() (<-chan compute.Event, func()) {
 // engineOptions are the embedded engine's, from the settings.
 func engineOptions(c config.Config) (containerd.Options, error) {
 	o := containerd.Options{
-		DataDir: c.DataDir, ContainerdPath: c.Containerd, AcceptEnv: c.AcceptEnv,
+		DataDir: c.Engine(), ContainerdPath: c.Containerd, AcceptEnv: c.AcceptEnv,
 		ImageArchive: c.Image, AgentPath: c.Agent,
 		ReserveBytes: int64(c.ReserveGB) << 30, MemoryBytes: int64(c.MemoryMB) << 20,
 	}

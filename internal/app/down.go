@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"berth/internal/audit"
+	"berth/internal/compute"
 	"berth/internal/config"
 	"berth/internal/containerd"
 	"berth/internal/link"
+	"berth/internal/store"
 )
 
 // downTimeout bounds the end of a running berth and of its containers.
@@ -29,7 +31,12 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 		return errors.New("the containers belong to root; run this with sudo")
 	}
 	// Without a database the directory is not, or no longer, a Berth's: nothing in it may be destroyed.
-	installed := exists(filepath.Join(c.DataDir, "berth.db"))
+	remote := exists(filepath.Join(c.DataDir, elsewhereFile))
+	installed := remote || exists(filepath.Join(c.DataDir, databaseFile))
+	if remote && destroy {
+		return fmt.Errorf("the state of %s is in a PostgreSQL database, which would go on to know its containers; delete them over the API, "+
+			"then stop Berth, drop the database and remove the directory", c.DataDir)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, downTimeout, fmt.Errorf("it took more than %s", downTimeout))
 	defer cancel()
 	say := func(line string) { fmt.Fprintln(out, line) }
@@ -46,7 +53,7 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	if installed {
 		say("Stopping containers")
 	}
-	options := containerd.Options{DataDir: c.DataDir, ContainerdPath: c.Containerd, Log: newLogger(c, out)}
+	options := containerd.Options{DataDir: c.Engine(), ContainerdPath: c.Containerd, Log: newLogger(c, out)}
 	if err := containerd.Down(ctx, options, destroy && installed); err != nil {
 		return err
 	}
@@ -119,6 +126,13 @@ func Doctor(ctx context.Context, c config.Config) []Check {
 		checks[1].Detail = err.Error()
 	}
 	checks = append(checks, checkAddresses(c))
+	if c.Database != "" {
+		check := Check{Name: "database", OK: true, Needed: true}
+		if err := store.Check(ctx, c.Database); err != nil {
+			check.OK, check.Detail = false, compute.UserMessage(err)
+		}
+		checks = append(checks, check)
+	}
 	options.Log = slog.New(slog.DiscardHandler)
 	for _, k := range containerd.Checks(ctx, options) {
 		check := Check{Name: k.Name, OK: k.Problem == nil, Needed: k.Fatal}

@@ -57,7 +57,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := b.openGatewayLink(replica); err != nil {
 		return err
 	}
-	dialer, err := containerd.NewDialer(c.DataDir)
+	dialer, err := containerd.NewDialer(c.Engine())
 	if err != nil {
 		return err
 	}

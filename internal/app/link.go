@@ -2,10 +2,13 @@ package app
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 
 	"berth/internal/compute"
 	"berth/internal/link"
@@ -65,6 +68,19 @@ func (b *berth) openLink(ctx context.Context, local bool) error {
 	return nil
 }
 
+// localGateway names the gateway of this data directory: control planes that share a database have one each.
+func (b *berth) localGateway() (string, error) {
+	if b.cfg.Database == "" {
+		return localGateway, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(host + "\x00" + b.cfg.DataDir))
+	return localGateway + "-" + hex.EncodeToString(sum[:4]), nil
+}
+
 // keepLocalCredential sees to it that the file of the local gateway's credential is one that was stored. A credential that
 // was revoked is not replaced: that would undo what an operator did.
 func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authority) error {
@@ -83,10 +99,14 @@ func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authori
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		b.log.Warn("the credential of this directory's gateway is replaced", "err", err)
 	}
-	if _, err := b.store.RevokeGateway(ctx, localGateway); err != nil && compute.CodeOf(err) != compute.CodeNotFound {
+	name, err := b.localGateway()
+	if err != nil {
 		return err
 	}
-	text, fingerprint, err := authority.Issue(localGateway)
+	if _, err := b.store.RevokeGateway(ctx, name); err != nil && compute.CodeOf(err) != compute.CodeNotFound {
+		return err
+	}
+	text, fingerprint, err := authority.Issue(name)
 	if err != nil {
 		return err
 	}
@@ -94,6 +114,6 @@ func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authori
 	if err := (invoker{}).writeFile(path, string(text), 0o600); err != nil {
 		return fmt.Errorf("write the local gateway's credential: %w", err)
 	}
-	_, err = b.store.AddGateway(ctx, localGateway, fingerprint)
+	_, err = b.store.AddGateway(ctx, name, fingerprint)
 	return err
 }

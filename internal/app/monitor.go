@@ -99,7 +99,19 @@ func (b *berth) observer() control.Observer {
 
 // watchControl counts what the control plane has to do, and has readiness depend on its engine.
 func (b *berth) watchControl(s *control.Service) {
-	b.ready.Add("the containers' engine does not answer", func(context.Context) error { return s.Ready() })
+	drives := func() bool { return b.replica == nil || b.replica.here() != nil }
+	b.ready.Add("the containers' engine does not answer", func(context.Context) error {
+		if !drives() {
+			return nil // another one's does
+		}
+		return s.Ready()
+	})
+	b.metrics.Gauge("berth_drives_containers", func() float64 {
+		if drives() {
+			return 1
+		}
+		return 0
+	})
 	gauge := func(name string, read func(control.Backlog) float64) {
 		b.metrics.Gauge(name, func() float64 { return read(s.Backlog()) })
 	}

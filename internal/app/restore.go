@@ -26,6 +26,11 @@ const (
 // Restore puts the state in a backup in the place of the data directory's. No Berth may run there. Nothing is destroyed: what
 // it replaces is moved aside, and volumes are not touched. It begins a new epoch, and ends all tokens.
 func Restore(ctx context.Context, c config.Config, file string, out io.Writer) (err error) {
+	if known, err := readElsewhere(c.DataDir); err != nil {
+		return err
+	} else if known != (elsewhere{}) {
+		return fmt.Errorf("the state of %s is in a PostgreSQL database: put that back with pg_restore, and then give --database and no file", c.DataDir)
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return err

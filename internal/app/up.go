@@ -85,7 +85,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := b.openLink(ctx, !withGateway); err != nil {
 		return err
 	}
-	b.openSessions(b.engine)
+	b.openSessions(b.dialer)
 	b.openAPI(api)
 	if withGateway {
 		if err := b.openGateway(gateway, b.store, b.changes, b.control); err != nil {
@@ -99,7 +99,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 		b.tasks = append(b.tasks, b.renewToken(first.user.ID))
 	}
 	b.onClose(func() error { return removeQuietly(b.files.path(readyFile)) })
-	return b.serve(ctx, func(context.Context) error { return b.announce(api, gateway, first, out, time.Since(began)) })
+	return b.serve(ctx, func(ctx context.Context) error {
+		b.settled(ctx)
+		return b.announce(api, gateway, first, out, time.Since(began))
+	})
 }
 
 // tryAddresses looks whether the addresses are free before the first start fills a new directory. A Berth that has one already

@@ -54,19 +54,20 @@ var mayImport = map[string][]string{
 	"internal/archtest":   {},
 	"internal/enginetest": {"internal/compute", "internal/control", "internal/session"},
 	"internal/leakcheck":  {},
+	"internal/pgtest":     {},
 
 	"bench":         {anything},
 	"deploy/images": {},
 	"deploy/leaks":  {"internal/leakcheck"},
 	"docs/img":      {},
-	"e2e":           {"internal/leakcheck"},
+	"e2e":           {"internal/leakcheck", "internal/pgtest"},
 	"web":           {},
 }
 
 const anything = "*"
 
 // forTests are imported by tests, the tools around them and each other, never by the product.
-var forTests = []string{"internal/archtest", "internal/enginetest", "internal/leakcheck", "e2e", "bench", "deploy"}
+var forTests = []string{"internal/archtest", "internal/enginetest", "internal/leakcheck", "internal/pgtest", "e2e", "bench", "deploy"}
 
 // onlyUser names, for a module, the one package of ours that imports it directly, tests aside.
 var onlyUser = map[string]string{

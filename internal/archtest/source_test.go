@@ -149,7 +149,10 @@ var forbidden = []struct {
 }{
 	{
 		regexp.MustCompile(`\btime\.Sleep\(`), "wait for the event, with a deadline",
-		map[string]string{"e2e/killing_test.go": "it kills at instants spread over a create or a delete: the time is the subject"},
+		map[string]string{
+			"e2e/killing_test.go":  "it kills at instants spread over a create or a delete: the time is the subject",
+			"e2e/replicas_test.go": "so does it",
+		},
 	},
 	{
 		regexp.MustCompile(`\bt\.Skip(Now|f)?\(`), "a test that does not run proves nothing: make what it needs",

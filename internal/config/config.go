@@ -29,10 +29,12 @@ import (
 // Config is every setting. The tag is the name of the flag and of the file's key; the environment's is BERTH_ and the same in
 // capitals with underscores (BERTH_HTTP_ADDR); BERTH_DATA is short for BERTH_DATA_DIR.
 type Config struct {
-	DataDir  string `koanf:"data-dir" help:"directory for all state"`
-	HTTPAddr string `koanf:"http-addr" help:"address for the REST API, host:port; port 0 picks a free one"`
-	SSHAddr  string `koanf:"ssh-addr" help:"address for SSH, host:port; port 0 picks a free one"`
-	Zone     string `koanf:"zone" help:"DNS zone of the containers' hostnames"`
+	DataDir   string `koanf:"data-dir" help:"directory for all state"`
+	HTTPAddr  string `koanf:"http-addr" help:"address for the REST API, host:port; port 0 picks a free one"`
+	SSHAddr   string `koanf:"ssh-addr" help:"address for SSH, host:port; port 0 picks a free one"`
+	Zone      string `koanf:"zone" help:"DNS zone of the containers' hostnames"`
+	EngineDir string `koanf:"engine-dir" help:"directory of the containers, which control planes of one machine share; empty: the data directory"`
+	Database  string `koanf:"database" help:"address of a PostgreSQL database, postgres://USER@HOST/NAME; empty: an SQLite file in the data directory"`
 
 	ExternalIP     string   `koanf:"external-ip" help:"IPv4 at which clients reach the gateway; empty takes ssh-addr's where that is one"`
 	PublicURL      string   `koanf:"public-url" help:"the API's address as browsers see it, such as https://api.example.com; empty goes by the Host header"`
@@ -168,6 +170,11 @@ func Load(fs *pflag.FlagSet) (Config, error) {
 	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
 		return Config{}, err
 	}
+	if c.EngineDir != "" {
+		if c.EngineDir, err = filepath.Abs(c.EngineDir); err != nil {
+			return Config{}, err
+		}
+	}
 	return c, c.Validate()
 }
 
@@ -261,6 +268,7 @@ func (c Config) Validate() error {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
 	}
 	c.checkOperations(bad)
+	c.checkDatabase(bad)
 	if c.AuditDays < 1 || c.AuditDays > 3650 {
 		bad("audit-days", "choose from 1 to 3650")
 	}

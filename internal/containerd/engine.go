@@ -98,6 +98,9 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 			err = errors.Join(err, e.Close())
 		}
 	}()
+	if err := sign(e.lock); err != nil {
+		return nil, err
+	}
 	if err := required(ctx, e.opt, e.log); err != nil {
 		return nil, err
 	}
@@ -186,9 +189,12 @@ func lockFile(path string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another berth runs with this data directory; stop it first, or choose another --data-dir")
+			return nil, ErrInUse
 		}
 		return nil, err
+	}
+	if err := f.Truncate(0); err != nil { // whoever had it is gone
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

@@ -72,6 +72,7 @@ func newLoop(s *Service) *loop {
 
 func (l *loop) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
+	l.forget()
 	defer func() {
 		l.mu.Lock() // so that start sees the end before Wait begins
 		cancel()
@@ -95,6 +96,15 @@ func (l *loop) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// forget drops what an earlier run knew: others may have driven the engine since.
+func (l *loop) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ctx = nil
+	l.items = make(map[compute.ContainerID]*item)
+	l.owned = make(map[compute.UserID]chan struct{})
 }
 
 func newRetry() *backoff.ExponentialBackOff {
@@ -122,6 +132,9 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 func (l *loop) kick(r compute.Ref, generation int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.ctx == nil || l.ctx.Err() != nil {
+		return
+	}
 	it := l.item(r)
 	it.newest = max(it.newest, generation)
 	if it.cancel != nil && it.aim >= it.newest {
@@ -133,6 +146,17 @@ func (l *loop) kick(r compute.Ref, generation int64) {
 	it.delay = 0
 	it.retry.Reset()
 	l.start(r.ID, it)
+}
+
+// kickNewer is kick for what another process has stored: only where that is news here.
+func (l *loop) kickNewer(r compute.Ref, generation int64) {
+	l.mu.Lock()
+	it := l.items[r.ID]
+	known := it != nil && max(it.newest, it.aim) >= generation
+	l.mu.Unlock()
+	if !known {
+		l.kick(r, generation)
+	}
 }
 
 // item returns what is known of a container. l.mu is held.
@@ -184,6 +208,14 @@ func (l *loop) observe(o compute.Observation, mark uint64) {
 
 // synced looks at every container anew: those that the engine listed, and those that it should have.
 func (l *loop) synced(ctx context.Context, mark uint64) {
+	l.mu.Lock()
+	l.ctx = ctx // before the list is read: what is asked for after that is not in it
+	for _, it := range l.items {
+		if it.seenMark != mark {
+			it.seen = compute.Observation{}
+		}
+	}
+	l.mu.Unlock()
 	list, err := l.s.store.Reconcilable(ctx)
 	for err != nil {
 		l.s.log.Error("list containers to reconcile", "err", err)
@@ -198,56 +230,14 @@ func (l *loop) synced(ctx context.Context, mark uint64) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ctx, l.watching = ctx, true
+	l.watching = true
 	for id, it := range l.items {
-		if it.seenMark != mark {
-			it.seen = compute.Observation{}
-		}
 		if _, ok := known[id]; !ok && it.seen.Phase != "" {
 			l.s.log.Warn("the engine has a container that the database does not know; left alone", "container", it.seen.Ref)
 		}
 	}
 	l.left += len(list)
 	l.wg.Go(func() { l.takeUp(ctx, list) })
-}
-
-// takeUp has every container looked at, a few at a time: what is asked for meanwhile waits for those few alone, and a
-// hundred thousand take neither a goroutine each nor the loop's lock for long.
-func (l *loop) takeUp(ctx context.Context, list []compute.Container) {
-	room := make(chan struct{}, takenAtOnce) // holds one for each that had no pass yet
-	for i, c := range list {
-		select {
-		case room <- struct{}{}:
-		case <-ctx.Done():
-			l.mu.Lock()
-			l.left -= len(list) - i
-			l.mu.Unlock()
-			return
-		}
-		l.mu.Lock()
-		l.left--
-		it := l.items[c.ID]
-		switch {
-		case it == nil && c.Desired == compute.DesiredStopped && c.Status == compute.StatusStopped && !c.StorageMade:
-			<-room // nothing was ever made of it, and the engine has nothing
-		case it != nil && it.active: // it may be waiting for long
-			<-room
-			l.start(c.ID, it)
-		default:
-			it = l.item(c.Ref())
-			it.room = room
-			l.start(c.ID, it)
-		}
-		l.mu.Unlock()
-	}
-}
-
-// leaveRoom lets the sync take up another container. loop.mu is held.
-func (it *item) leaveRoom() {
-	if it.room != nil {
-		<-it.room
-		it.room = nil
-	}
 }
 
 // work passes over one container until what is desired is there.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -64,7 +63,7 @@ func TestChangeUser(t *testing.T) {
 // However it is tried, an administrator who is enabled is left.
 func TestLastAdmin(t *testing.T) {
 	ctx := t.Context()
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	stores := []*Store{openAt(t, path, Options{}), openAt(t, path, Options{})}
 	s := stores[0]
 	ada := addAdmin(t, s, "ada")
@@ -113,7 +112,7 @@ func TestLastAdmin(t *testing.T) {
 // An account's own limits hold as the installation's do: by the constraints, whatever runs at the same time.
 func TestOwnLimits(t *testing.T) {
 	ctx := t.Context()
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	stores := []*Store{openAt(t, path, Options{}), openAt(t, path, Options{})}
 	s := stores[0]
 	alice, bob := addUser(t, s, "alice"), addUser(t, s, "bob")

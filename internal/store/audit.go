@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	insertAudit = `INSERT INTO audit (seq, at, class, action, outcome, code, user, owner, credential, credential_id, source, via,
+	insertAudit = `INSERT INTO audit (seq, at, class, action, outcome, code, "user", owner, credential, credential_id, source, via,
 		gateway, request, container, target, session, session_kind, duration, count, until_at)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 	selectAudit = `SELECT a.seq, a.at, a.action, a.outcome, a.code, a.user, coalesce(u.username, ''), a.owner,
@@ -23,7 +23,7 @@ const (
 	queryLastAudit = `SELECT seq FROM audit_counter`
 	// pruneAuditByAge looks at the oldest alone: rows are about in the order of their times.
 	pruneAuditByAge = `DELETE FROM audit WHERE seq IN
-		(SELECT seq FROM (SELECT seq, at FROM audit ORDER BY seq LIMIT ?2) WHERE at < ?1)`
+		(SELECT seq FROM (SELECT seq, at FROM audit ORDER BY seq LIMIT ?2) oldest WHERE at < ?1)`
 	pruneAuditOf = `DELETE FROM audit WHERE seq IN
 		(SELECT seq FROM audit WHERE class = ? AND owner = ? ORDER BY seq LIMIT ?)`
 	countAudit       = `SELECT count(*) FROM audit WHERE class = ?`
@@ -183,8 +183,8 @@ func auditQuery(q compute.AuditQuery, edge int64) (query string, args []any) {
 	c.walk(q)
 	c.add(edge != 0 && q.OldestFirst, "a.seq <= ?", edge)
 	c.add(edge != 0 && !q.OldestFirst, "a.seq >= ?", edge)
-	// The plus keeps SQLite from walking the container's index instead, of which the edge says nothing.
-	c.add(q.Owner != 0 && q.Container != "", "+a.container = ?", q.Container)
+	// The empty text keeps the database from walking the container's index instead, of which the edge says nothing.
+	c.add(q.Owner != 0 && q.Container != "", "a.container || '' = ?", q.Container)
 	c.add(q.Action != "", "a.action = ?", q.Action)
 	c.add(q.Outcome != "", "a.outcome = ?", q.Outcome)
 	c.add(!q.Since.IsZero(), "a.at >= ?", q.Since.UnixMilli())

@@ -118,6 +118,13 @@ func Renew(ctx context.Context, path string, least int64, now Identity) (id Iden
 	if err != nil {
 		return Identity{}, err
 	}
+	id, err = s.BeginEpoch(ctx, least, now.LastAudit)
+	return id, errors.Join(err, s.Close(), syncFile(path)) // whoever closes last leaves nothing beside the file
+}
+
+// BeginEpoch begins an epoch that is over the last one and at least least: this is an older state that was put back. Numbers of
+// audit records go on after lastAudit, and all tokens end.
+func (s *Store) BeginEpoch(ctx context.Context, least, lastAudit int64) (id Identity, err error) {
 	err = s.write(ctx, "begin an epoch", func(t *tx) error {
 		// Gateways may know of what came after the copy, and admit by it: as if each had been here just now.
 		if _, err := t.exec(`UPDATE gateways SET seen_at = ? WHERE revoked_at IS NULL`, t.now); err != nil {
@@ -126,15 +133,22 @@ func Renew(ctx context.Context, path string, least int64, now Identity) (id Iden
 		if _, err := t.exec(`UPDATE tokens SET revoked_at = ?, ordinal = NULL WHERE revoked_at IS NULL`, t.now); err != nil {
 			return err
 		}
-		if err := t.one(`UPDATE audit_counter SET seq = CASE WHEN seq < ?1 THEN ?1 ELSE seq END`, now.LastAudit); err != nil {
+		if err := t.one(`UPDATE audit_counter SET seq = CASE WHEN seq < ?1 THEN ?1 ELSE seq END`, lastAudit); err != nil {
 			return err
 		}
-		return t.one(`UPDATE installation SET epoch = max(epoch + 1, ?)`, least)
+		return t.one(`UPDATE installation SET epoch = CASE WHEN epoch < ?1 THEN ?1 ELSE epoch + 1 END`, least)
 	})
-	if err == nil {
-		id, err = s.identity(ctx, path)
+	if err != nil {
+		return Identity{}, err
 	}
-	return id, errors.Join(err, s.Close(), syncFile(path)) // whoever closes last leaves nothing beside the file
+	return s.Identity(ctx)
+}
+
+// Identity is what tells this database from others.
+func (r *Reader) Identity(ctx context.Context) (id Identity, err error) {
+	err = r.db.QueryRowContext(ctx, `SELECT id, epoch, (SELECT max(version_id) FROM `+versionTable+`), (`+queryLastAudit+`)
+		FROM installation`).Scan(&id.Installation, &id.Epoch, &id.Schema, &id.LastAudit)
+	return id, mapError(ctx, "read the installation's identity", err)
 }
 
 // Settle folds what a database's log holds into its one file. Nobody else may have it open. It changes neither content nor

@@ -2,7 +2,6 @@ package store
 
 import (
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -39,7 +38,7 @@ func atOnce(n int, f func(i int) error) map[compute.Code]int {
 // Limits hold when requests race, within one process and between several that have the same file open.
 func TestLimitsUnderConcurrency(t *testing.T) {
 	ctx := t.Context()
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	stores := []*Store{openAt(t, path, Options{}), openAt(t, path, Options{}), openAt(t, path, Options{})}
 	s := stores[0]
 	alice := addUser(t, s, "alice")
@@ -134,7 +133,7 @@ func TestLimitWhileDeleting(t *testing.T) {
 // A reader that asks for what comes after its last number misses nothing, while many write: commit order is number order.
 func TestEventsInCommitOrder(t *testing.T) {
 	ctx := t.Context()
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	var commits [3]chan struct{} // one for each reader
 	for i := range commits {
 		commits[i] = make(chan struct{}, 1)
@@ -164,12 +163,7 @@ func TestEventsInCommitOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	readOnly, err := OpenReadOnly(ctx, path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { readOnly.Close() })
-	for i, r := range []*Reader{a.Reader, b.Reader, readOnly} {
+	for i, r := range []*Reader{a.Reader, b.Reader, openAt(t, path, Options{}).Reader} {
 		readers.Go(func() error {
 			last := start
 			finished := false
@@ -224,7 +218,7 @@ func TestEventsInCommitOrder(t *testing.T) {
 // The rule for port 443 and the container's HTTPS change together, whatever else happens to the container meanwhile.
 func TestHTTPSWhileDeleting(t *testing.T) {
 	ctx := t.Context()
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	stores := []*Store{openAt(t, path, Options{}), openAt(t, path, Options{})}
 	s := stores[0]
 	alice := addUser(t, s, "alice")
@@ -251,7 +245,7 @@ func TestHTTPSWhileDeleting(t *testing.T) {
 
 // Many processes' worth of stores may open a file that is not there yet; one of them makes it.
 func TestOpenAtOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	var mu sync.Mutex
 	var stores []*Store
 	codes := atOnce(8, func(int) error {

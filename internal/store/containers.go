@@ -11,7 +11,8 @@ import (
 )
 
 const columnsOfContainer = `c.id, c.owner, c.name, c.instance_type, c.memory_mb, c.storage_gb,
-	(SELECT json_group_array(ck.key ORDER BY ck.key) FROM container_keys ck WHERE ck.container = c.id),
+	(SELECT '[' || coalesce(string_agg(CAST(ck.key AS TEXT), ',' ORDER BY ck.key), '') || ']'
+		FROM container_keys ck WHERE ck.container = c.id),
 	c.ssh_enabled, c.https_enabled, c.mount_paths, coalesce(c.slot, ?1), c.created_at,
 	c.desired, c.generation, c.storage_made, c.status, c.status_message`
 
@@ -33,7 +34,8 @@ const insertContainer = `INSERT INTO containers (id, owner, quota, name, instanc
 		https_enabled, mount_paths, created_at, desired, generation, status, ordinal)
 	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 'running', 1, 'pending',
 		CASE WHEN (SELECT count(*) FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL) >= ?3 THEN ?3 ELSE (
-		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL)
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL
+			SELECT ordinal + 1 FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL) places
 		WHERE n NOT IN (SELECT ordinal FROM containers WHERE owner = ?2 AND ordinal IS NOT NULL)) END)`
 
 // proposals bounds the search for an id that was never taken: with a million taken, a second try is needed once in 4,000.
@@ -250,6 +252,9 @@ func (s *Store) SetSSH(
 // nobody but the loop sees it.
 func (s *Store) RecordStorage(ctx context.Context, id compute.ContainerID) error {
 	return s.write(ctx, "record storage", func(t *tx) error {
+		if err := s.fenced(t); err != nil {
+			return err
+		}
 		n, err := t.exec(`UPDATE containers SET storage_made = 1 WHERE id = ?`, id)
 		if err == nil && n == 0 {
 			return compute.NotFound("container")
@@ -262,6 +267,9 @@ func (s *Store) RecordStorage(ctx context.Context, id compute.ContainerID) error
 // nothing; a container that its owner did not delete is refused.
 func (s *Store) Purge(ctx context.Context, id compute.ContainerID) error {
 	return s.write(ctx, "purge container", func(t *tx) error {
+		if err := s.fenced(t); err != nil {
+			return err
+		}
 		c, err := anyContainer(ctx, t, id)
 		if compute.CodeOf(err) == compute.CodeNotFound {
 			return t.purgedBefore(id)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,7 +16,7 @@ import (
 // A process that is killed in the middle of its writes loses nothing that it acknowledged, and leaves a database that holds
 // every invariant.
 func TestKilledWhileWriting(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	var installation string
 	acked := make(map[string]string) // a container → the last thing acknowledged of it
 	for round := range 6 {
@@ -92,7 +91,7 @@ func checkAcknowledged(t *testing.T, s *Store, acked map[string]string) {
 	}
 }
 
-// crashChild takes containers through their lives until it is killed, and says each step once it is acknowledged.
+// crashChild goes on until it is killed.
 func crashChild() error {
 	ctx := newContext()
 	s, err := Open(ctx, os.Args[1], Options{})
@@ -102,14 +101,19 @@ func crashChild() error {
 	var wg sync.WaitGroup
 	failures := make(chan error, 4)
 	for i := range 4 {
-		wg.Go(func() { failures <- crashLife(s, fmt.Sprintf("user%s-%d", os.Args[2], i)) })
+		wg.Go(func() {
+			failures <- crashLife(s, fmt.Sprintf("user%s-%d", os.Args[2], i), func(what string, id compute.ContainerID) {
+				fmt.Printf("%s %s\n", what, id)
+			})
+		})
 	}
 	err = <-failures
 	wg.Wait()
 	return err
 }
 
-func crashLife(s *Store, name string) error {
+// crashLife takes containers through their lives until something fails, and says each step once it is acknowledged.
+func crashLife(s *Store, name string, say func(what string, id compute.ContainerID)) error {
 	ctx := newContext()
 	u, err := s.CreateUser(ctx, name, compute.RoleUser)
 	if err != nil {
@@ -124,11 +128,11 @@ func crashLife(s *Store, name string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("created %s\n", c.ID)
+		say("created", c.ID)
 		if err := s.RecordStorage(ctx, c.ID); err != nil {
 			return err
 		}
-		fmt.Printf("stored %s\n", c.ID)
+		say("stored", c.ID)
 		if err := s.SetStatus(ctx, c.ID, 1, running, ""); err != nil {
 			return err
 		}
@@ -138,10 +142,10 @@ func crashLife(s *Store, name string) error {
 		if _, err := s.SetDesired(ctx, u.ID, c.ID, compute.DesiredDeleted); err != nil {
 			return err
 		}
-		fmt.Printf("deleted %s\n", c.ID)
+		say("deleted", c.ID)
 		if err := s.Purge(ctx, c.ID); err != nil {
 			return err
 		}
-		fmt.Printf("purged %s\n", c.ID)
+		say("purged", c.ID)
 	}
 }

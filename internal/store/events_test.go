@@ -13,9 +13,7 @@ func TestEventsAreBounded(t *testing.T) {
 	ctx := t.Context()
 	const keep = 10
 	s := openNew(t, Options{KeepEvents: keep})
-	if _, err := s.writer.Exec(`PRAGMA synchronous = OFF`); err != nil { // speed alone
-		t.Fatal(err)
-	}
+	hasten(t, s)
 	alice := addUser(t, s, "alice")
 	c := addContainer(t, s, alice, addKey(t, s, alice, "one"))
 	for i := range 3 * pruneEvery {

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	queryOnce = `SELECT request, status, coalesce(location, ''), coalesce(body, x'') FROM idempotency_keys
+	queryOnce = `SELECT request, status, coalesce(location, ''), body FROM idempotency_keys
 		WHERE owner = ? AND key = ?`
 	insertOnce = `INSERT INTO idempotency_keys (owner, key, request, created_at) VALUES (?, ?, ?, ?)`
 	finishOnce = `UPDATE idempotency_keys SET status = ?, location = ?, body = ? WHERE owner = ? AND key = ? AND status IS NULL`
@@ -19,7 +19,7 @@ const (
 	pruneOnce  = `DELETE FROM idempotency_keys WHERE (owner, key) IN
 		(SELECT owner, key FROM idempotency_keys WHERE created_at <= ? ORDER BY created_at LIMIT ?)`
 	boundOnce = `DELETE FROM idempotency_keys WHERE (owner, key) IN
-		(SELECT owner, key FROM idempotency_keys WHERE owner = ? ORDER BY created_at DESC LIMIT -1 OFFSET ?)`
+		(SELECT owner, key FROM idempotency_keys WHERE owner = ? ORDER BY created_at DESC LIMIT ` + noLimit + ` OFFSET ?)`
 )
 
 const (

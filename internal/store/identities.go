@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 
 	"berth/internal/compute"
@@ -36,7 +38,7 @@ func (s *Store) Provision(ctx context.Context, issuer, subject string, names []s
 		if err != nil {
 			return err
 		}
-		err = t.one(`INSERT INTO identities (issuer, subject, user, created_at) VALUES (?, ?, ?, ?)`,
+		err = t.one(`INSERT INTO identities (issuer, subject, "user", created_at) VALUES (?, ?, ?, ?)`,
 			issuer, subject, id, t.now)
 		if err != nil {
 			return err
@@ -70,18 +72,11 @@ func (t *tx) takeName(names []string) (compute.UserID, error) {
 		if compute.ValidateUsername(name) != nil {
 			continue
 		}
-		r, err := t.ExecContext(t.ctx, `INSERT INTO users (username, role, created_at) VALUES (?, 'user', ?)
-			ON CONFLICT (username) DO NOTHING`, name, t.now)
-		if err != nil {
-			return 0, err
-		}
-		n, err := r.RowsAffected()
-		if err != nil {
-			return 0, err
-		}
-		if n == 1 {
-			id, err := r.LastInsertId()
-			return compute.UserID(id), err
+		var id compute.UserID
+		err := t.QueryRowContext(t.ctx, `INSERT INTO users (username, role, created_at) VALUES (?, 'user', ?)
+			ON CONFLICT (username) DO NOTHING RETURNING id`, name, t.now).Scan(&id)
+		if !errors.Is(err, sql.ErrNoRows) {
+			return id, err
 		}
 	}
 	return 0, fmt.Errorf("none of %d usernames is valid and free", len(names))

@@ -16,8 +16,8 @@ const (
 	// many rules: see insertContainer.
 	insertRule = `INSERT INTO ingress_rules (container, quota, port, target_port, created_at, ordinal)
 		VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN (SELECT count(*) FROM ingress_rules WHERE container = ?1) >= ?2 THEN ?2 ELSE (
-		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM ingress_rules WHERE container = ?1)
-		WHERE n NOT IN (SELECT ordinal FROM ingress_rules WHERE container = ?1)) END)`
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM ingress_rules WHERE container = ?1) places
+		WHERE n NOT IN (SELECT ordinal FROM ingress_rules WHERE container = ?1)) END) RETURNING id`
 )
 
 func scanRule(row scanner) (compute.IngressRule, error) {
@@ -69,31 +69,24 @@ func (s *Store) AddIngressRule(
 }
 
 func (t *tx) addRule(id compute.ContainerID, rule *compute.IngressRule, limit int) error {
-	r, err := t.ExecContext(t.ctx, insertRule, id, limit, rule.Port, rule.TargetPort, t.now)
-	duplicate := &compute.Error{
-		Code: compute.CodeConflict, Field: "port", Cause: err,
-		Message: fmt.Sprintf("The container has a rule for port %d already; remove that one first.", rule.Port),
+	var has bool // asked first: at the limit too, that is the better answer
+	if err := t.QueryRowContext(t.ctx, queryRule, id, rule.Port).Scan(&has); err != nil {
+		return err
 	}
-	switch {
-	case violates(err, "rules_within_limit"):
-		var has bool // at the limit that is the better answer
-		if err := t.QueryRowContext(t.ctx, queryRule, id, rule.Port).Scan(&has); err != nil {
-			return err
+	if has {
+		return &compute.Error{
+			Code: compute.CodeConflict, Field: "port",
+			Message: fmt.Sprintf("The container has a rule for port %d already; remove that one first.", rule.Port),
 		}
-		if has {
-			return duplicate
-		}
+	}
+	err := t.QueryRowContext(t.ctx, insertRule, id, limit, rule.Port, rule.TargetPort, t.now).Scan(&rule.ID)
+	if violates(err, "rules_within_limit") {
 		return &compute.Error{
 			Code: compute.CodeLimit, Cause: err,
 			Message: fmt.Sprintf("The container has as many ingress rules as one may have, %d; remove one first.", limit),
 		}
-	case isUnique(err):
-		return duplicate
-	case err != nil:
-		return err
 	}
 	rule.CreatedAt = fromMillis(t.now)
-	rule.ID, err = r.LastInsertId()
 	return err
 }
 

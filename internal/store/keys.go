@@ -14,13 +14,14 @@ const (
 	queryKeyOpens = `SELECT c.id FROM container_keys ck JOIN containers c ON c.id = ck.container
 		WHERE ck.key = ? AND c.ordinal IS NOT NULL ORDER BY c.number`
 	insertKeyQuery = `INSERT INTO ssh_keys (owner, name, public_key, fingerprint, created_at, quota, ordinal)
-		VALUES (?1, ?2, ?3, ?4, ?5, ?6, ` + freeKeyOrdinal + `)`
+		VALUES (?1, ?2, ?3, ?4, ?5, ?6, ` + freeKeyOrdinal + `)
+		RETURNING id`
 )
 
 // freeKeyOrdinal is the smallest place that is free among those of owner ?1 (the first, or one beside a taken one), or limit
 // ?6 itself where there are as many keys, which the constraint keys_within_limit refuses: also after a limit was lowered.
 const freeKeyOrdinal = `CASE WHEN (SELECT count(*) FROM ssh_keys WHERE owner = ?1) >= ?6 THEN ?6 ELSE (
-		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM ssh_keys WHERE owner = ?1)
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT ordinal + 1 FROM ssh_keys WHERE owner = ?1) places
 		WHERE n NOT IN (SELECT ordinal FROM ssh_keys WHERE owner = ?1)) END`
 
 func scanKey(row scanner) (compute.SSHKey, error) {
@@ -53,38 +54,30 @@ func (s *Store) AddKey(ctx context.Context, k compute.SSHKey, limit int) (added 
 }
 
 func (t *tx) addKey(k *compute.SSHKey, limit int) error {
-	r, err := t.ExecContext(t.ctx, insertKeyQuery, k.Owner, k.Name, k.PublicKey, k.Fingerprint, t.now, limit)
-	switch {
-	case violates(err, "keys_within_limit"):
-		if has, herr := hasKey(t, *k); herr != nil || has {
-			return duplicateKey(herr)
-		}
+	if err := t.lacksKey(*k); err != nil { // asked first: at the limit too, that is the better answer
+		return err
+	}
+	err := t.QueryRowContext(t.ctx, insertKeyQuery, k.Owner, k.Name, k.PublicKey, k.Fingerprint, t.now, limit).Scan(&k.ID)
+	if violates(err, "keys_within_limit") {
 		return &compute.Error{
 			Code: compute.CodeLimit, Cause: err,
 			Message: "You have as many SSH keys as your account may have; delete one first.",
 		}
-	case isUnique(err):
-		return duplicateKey(nil)
-	case err != nil:
-		return err
 	}
-	if k.ID, err = r.LastInsertId(); err != nil {
+	if err != nil {
 		return err
 	}
 	k.CreatedAt = fromMillis(t.now)
 	return t.event(compute.Event{Kind: compute.EventKeyAdded, Owner: k.Owner, KeyID: k.ID})
 }
 
-// hasKey says whether the owner has the key: at the limit that is the better answer.
-func hasKey(t *tx, k compute.SSHKey) (has bool, err error) {
-	err = t.QueryRowContext(t.ctx, `SELECT EXISTS (SELECT 1 FROM ssh_keys WHERE owner = ? AND fingerprint = ?)`,
+// lacksKey refuses a key that the owner has.
+func (t *tx) lacksKey(k compute.SSHKey) error {
+	var has bool
+	err := t.QueryRowContext(t.ctx, `SELECT EXISTS (SELECT 1 FROM ssh_keys WHERE owner = ? AND fingerprint = ?)`,
 		k.Owner, k.Fingerprint).Scan(&has)
-	return has, err
-}
-
-func duplicateKey(fault error) error {
-	if fault != nil {
-		return fault
+	if err != nil || !has {
+		return err
 	}
 	return &compute.Error{
 		Code: compute.CodeConflict, Field: "public_key", Message: "You have that SSH key already.",

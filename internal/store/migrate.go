@@ -12,12 +12,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
 	"berth/internal/compute"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations/*.sql migrations/postgres/*.sql
 var migrations embed.FS
 
 // applicationID stands in the header of every database of ours.
@@ -52,18 +53,18 @@ func inspect(ctx context.Context, db *sql.DB, path string) error {
 	return nil
 }
 
-// migrate applies the migrations that the database lacks, each in its own transaction.
-func (s *Store) migrate(ctx context.Context, path string) error {
-	p, err := migrator(s.writer)
+// migrate applies the migrations that the database at place lacks, each in its own transaction.
+func (s *Store) migrate(ctx context.Context, db *sql.DB, place string, cannot func(error) error) error {
+	p, err := migrator(db)
 	if err != nil {
 		return compute.Internal("read migrations", err)
 	}
 	current, target, err := p.GetVersions(ctx)
 	if err != nil {
-		return cannotOpen(path, err)
+		return cannot(err)
 	}
 	if current > target {
-		return newerSchema(path, current, target)
+		return newerSchema(place, current, target)
 	}
 	if current == target {
 		return nil
@@ -71,16 +72,20 @@ func (s *Store) migrate(ctx context.Context, path string) error {
 	if _, err := p.Up(ctx); err != nil {
 		return mapError(ctx, "migrate the database", err)
 	}
-	s.opt.Log.Info("database schema brought up to date", "path", path, "from", current, "to", target)
+	s.opt.Log.Info("database schema brought up to date", "database", place, "from", current, "to", target)
 	return nil
 }
 
 func migrator(db *sql.DB) (*goose.Provider, error) {
-	dir, err := fs.Sub(migrations, "migrations")
+	dialect, dir := goose.DialectSQLite3, "migrations"
+	if _, ok := db.Driver().(*stdlib.Driver); ok {
+		dialect, dir = goose.DialectPostgres, "migrations/postgres"
+	}
+	files, err := fs.Sub(migrations, dir)
 	if err != nil {
 		return nil, err
 	}
-	return goose.NewProvider(goose.DialectSQLite3, db, dir, goose.WithTableName(versionTable),
+	return goose.NewProvider(dialect, db, files, goose.WithTableName(versionTable),
 		goose.WithDisableGlobalRegistry(true), goose.WithSlog(slog.New(slog.DiscardHandler)))
 }
 
@@ -123,7 +128,7 @@ func (r *Reader) version(ctx context.Context) (v int64, err error) {
 func newerSchema(path string, current, target int64) error {
 	return compute.Errorf(compute.CodeConflict,
 		"%s was written by a newer Berth (schema %d; this one knows %d); run that version, or restore a backup of before.",
-		path, current, target)
+		upperFirst(path), current, target)
 }
 
 // lock takes the exclusive lock on the file at path, which it makes, and waits for it until ctx ends.

@@ -3,7 +3,6 @@ package store
 import (
 	"fmt"
 	"maps"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"testing"
@@ -40,19 +39,14 @@ type modelBox struct {
 // A random walk through everything that the store does, step by step equal to the model: rows, events in order, limits,
 // slots and generations.
 func TestStoreAgainstModel(t *testing.T) {
-	dir := t.TempDir()
-	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
-		n++
 		clk := newClock()
-		s, err := Open(t.Context(), filepath.Join(dir, fmt.Sprint(n)), Options{Now: clk.now})
+		s, err := Open(t.Context(), newSource(t), Options{Now: clk.now})
 		if err != nil {
 			rt.Fatal(err)
 		}
 		defer s.Close()
-		if _, err := s.writer.Exec(`PRAGMA synchronous = OFF`); err != nil { // speed alone
-			rt.Fatal(err)
-		}
+		hasten(t, s)
 		m := &model{
 			s: s, clk: clk, limit: 3, keyLimit: 4,
 			users: make(map[compute.UserID]bool), keys: make(map[int64]compute.SSHKey),

@@ -1,17 +1,22 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"berth/internal/compute"
+	"berth/internal/pgtest"
 )
 
 // Every query that runs for a login, a request or a pass of the loop is served by an index: none reads a whole table, and
 // none sorts more than one owner's rows.
 func TestIndexesServe(t *testing.T) {
 	s := openNew(t, Options{})
+	server := newPlanner(t)
 	for name, query := range map[string]string{
 		"target":          queryTarget,
 		"openers":         queryOpeners,
@@ -110,6 +115,9 @@ func TestIndexesServe(t *testing.T) {
 		if steps == 0 && !strings.HasPrefix(query, "INSERT") {
 			t.Errorf("%s: no plan", name)
 		}
+		for _, step := range server.scans(t, query, n) {
+			t.Errorf("%s: PostgreSQL: %s", name, step)
+		}
 	}
 }
 
@@ -132,4 +140,60 @@ func harmlessScan(detail string) bool {
 		}
 	}
 	return false
+}
+
+// planner explains queries on PostgreSQL.
+type planner struct{ conn *pgx.Conn }
+
+// newPlanner has PostgreSQL take an index wherever there is one that helps, as it would beside many rows.
+func newPlanner(t *testing.T) planner {
+	t.Helper()
+	url := pgtest.NewDatabase(t)
+	openAt(t, url, Options{})
+	config := mustParse(t, url)
+	for _, way := range []string{"enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"} {
+		config.RuntimeParams[way] = "off" // what is best for tables that are empty
+	}
+	config.RuntimeParams["plan_cache_mode"] = "force_generic_plan"
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return planner{conn}
+}
+
+// scans returns the steps of a query with n parameters that read a table from end to end.
+func (p planner) scans(t *testing.T, query string, n int) (list []string) {
+	t.Helper()
+	ctx := t.Context()
+	if _, err := p.conn.Exec(ctx, "PREPARE q AS "+numbered(query)); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	execute := "EXECUTE q"
+	if n > 0 {
+		execute += "(" + strings.TrimSuffix(strings.Repeat("NULL, ", n), ", ") + ")"
+	}
+	rows, err := p.conn.Query(ctx, "EXPLAIN "+execute, pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	steps, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	if _, err := p.conn.Exec(ctx, "DEALLOCATE q"); err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range steps {
+		walks := strings.Contains(step, "Index") && strings.Contains(step, "Scan") && // an index, but from end to end
+			(i+1 == len(steps) || !strings.Contains(steps[i+1], "Index Cond"))
+		if (strings.Contains(step, "Seq Scan on ") || walks) && !strings.Contains(step, " containers_without_slot ") {
+			list = append(list, step)
+		}
+	}
+	if len(steps) == 0 {
+		list = append(list, "no plan")
+	}
+	return list
 }

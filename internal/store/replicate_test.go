@@ -170,7 +170,7 @@ func mutate(ctx context.Context, s *Store, random *rand.Rand, u compute.UserID, 
 	switch n := random.IntN(8); {
 	case n == 0 && len(keys) > 1:
 		return s.DeleteKey(ctx, u, keys[random.IntN(len(keys))].ID)
-	case n <= 1:
+	case n <= 1 || len(keys) == 0:
 		_, err = s.AddKey(ctx, keyNamed(u, name), 10)
 	case n <= 3 || len(boxes) == 0:
 		_, err = s.CreateContainer(ctx, boxOf(u, keys[0].ID), 3)

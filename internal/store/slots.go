@@ -16,7 +16,7 @@ const (
 	queryFreeSlot = `WITH taken (n) AS (
 			SELECT slot FROM containers WHERE owner = ?1 AND slot IS NOT NULL
 			UNION SELECT slot FROM slot_releases WHERE owner = ?1 AND released_at > ?3)
-		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT n + 1 FROM taken)
+		SELECT min(n) FROM (SELECT 0 AS n UNION ALL SELECT n + 1 FROM taken) places
 		WHERE n NOT IN (SELECT n FROM taken) AND n <= (SELECT quota FROM containers WHERE id = ?2)`
 	// queryNextSlot finds when the first resting slot that nobody took again may be given.
 	queryNextSlot = `SELECT min(r.released_at) FROM slot_releases r WHERE r.released_at > ?2 AND r.owner = ?1

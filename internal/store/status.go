@@ -61,11 +61,14 @@ func (t *tx) bury(c compute.Container) error {
 
 // SetStatus is the one transition function: it moves the container to status through compute.Between, with an event for
 // each status on the way. It changes nothing when generation is no longer the row's, when status and message stand
-// already, and for a deleted container, which shows to nobody.
+// already, and for a deleted container, which shows to nobody. It is for who drives the engine, as RecordStorage and Purge.
 func (s *Store) SetStatus(
 	ctx context.Context, id compute.ContainerID, generation int64, status compute.Status, message string,
 ) error {
 	return s.write(ctx, "set status", func(t *tx) error {
+		if err := s.fenced(t); err != nil {
+			return err
+		}
 		c, err := anyContainer(ctx, t, id)
 		if err != nil || c.Generation != generation || c.Desired == compute.DesiredDeleted {
 			return err

@@ -1,11 +1,12 @@
-// Package store keeps Berth's state, desired and observed, in an SQLite file: users, SSH keys, containers, the events that
-// tell of every change, and the tombstones that permit storage to be destroyed.
+// Package store keeps Berth's state, desired and observed, in an SQLite file or a PostgreSQL database: users, SSH keys,
+// containers, the events that tell of every change, and the tombstones that permit storage to be destroyed.
 //
-// It implements the Store that control declares. One connection writes, in immediate transactions; a pool reads. Limits,
-// unique names and ids that never come back are the schema's constraints, so they hold whatever runs at the same time.
-// No SQL and no driver's error leaves this package: every error is a *compute.Error.
+// It implements the Store that control declares. One connection writes, in transactions that wait for each other, in other
+// processes too; a pool reads. Limits, unique names and ids that never come back are the schema's constraints, so they hold
+// whatever runs at the same time. Both databases understand the same SQL: what differs is in sqlite.go, postgres.go and the
+// migrations. No SQL and no driver's error leaves this package: every error is a *compute.Error.
 //
-// It refuses files that are not databases, are damaged, belong to another program or were written by a newer Berth.
+// It refuses what is no database, is damaged, belongs to another program or was written by a newer Berth.
 package store
 
 import (
@@ -13,15 +14,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net/url"
-	"os"
-	"path/filepath"
-	"runtime"
+	"sync/atomic"
 	"time"
-
-	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"berth/internal/compute"
 )
@@ -74,133 +69,48 @@ type Store struct {
 	*Reader
 	writer *sql.DB // of one connection
 	opt    Options
+
+	// Of PostgreSQL alone.
+	lockWriters string // makes a transaction the only one that writes, as BEGIN IMMEDIATE does in SQLite
+	notify      string // tells the other processes of a commit, as part of it
+	listener    *listener
+	leases      *sql.DB      // of one connection: who holds the lease waits for no other writer
+	term        atomic.Int64 // the last one that this store has begun; 0 before the first
 }
 
-// Open opens the database at path, makes it if there is none, and brings its schema up to date. The directory must exist.
-func Open(ctx context.Context, path string, o Options) (*Store, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, compute.Internal("open the database", err)
-	}
+// Open opens the database at source, makes it if there is none, and brings its schema up to date. Source is the path of an
+// SQLite file, whose directory must exist, or the URL of a PostgreSQL database, as IsURL tells.
+func Open(ctx context.Context, source string, o Options) (*Store, error) {
 	s := &Store{opt: o.withDefaults()}
-	if err := s.open(ctx, path); err != nil {
+	open := s.openFile
+	if IsURL(source) {
+		open = s.connect
+	}
+	if err := open(ctx, source); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-// open checks the file before anything writes to it. A lock beside it keeps a second process from making or migrating it
-// at the same time.
-func (s *Store) open(ctx context.Context, path string) error {
-	unlock, err := lock(ctx, path+".lock")
-	if err != nil {
-		return cannotOpen(path, err)
-	}
-	defer unlock()
-	if err := touch(path); err != nil {
-		return cannotOpen(path, err)
-	}
-	if s.Reader, err = openReader(path); err != nil {
-		return err
-	}
-	if err := inspect(ctx, s.db, path); err != nil {
-		return err
-	}
-	if s.writer, err = openWriter(path); err != nil {
-		return err
-	}
-	return s.migrate(ctx, path)
-}
-
-func openWriter(path string) (*sql.DB, error) {
-	db, err := sql.Open("sqlite", writerDSN(path))
-	if err != nil {
-		return nil, cannotOpen(path, err)
-	}
-	db.SetMaxOpenConns(1)
-	return db, nil
-}
-
-// OpenReadOnly opens the database at path, which must be of this version's schema, to read alone. It may be open elsewhere
-// at the same time.
-func OpenReadOnly(ctx context.Context, path string) (*Reader, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, compute.Internal("open the database", err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		return nil, cannotOpen(path, err)
-	}
-	r, err := openReader(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.checkVersion(ctx, path); err != nil {
-		return nil, errors.Join(err, r.Close())
-	}
-	return r, nil
-}
-
-func openReader(path string) (*Reader, error) {
-	db, err := sql.Open("sqlite", readerDSN(path))
-	if err != nil {
-		return nil, cannotOpen(path, err)
-	}
-	n := max(4, runtime.GOMAXPROCS(0))
-	db.SetMaxOpenConns(n)
-	db.SetMaxIdleConns(n)
-	return &Reader{db: db}, nil
-}
-
 // Close ends the reader once its queries are done.
 func (r *Reader) Close() error { return r.db.Close() }
 
-// Close ends the store once its transactions are done, with everything in the one file.
+// Close ends the store once its transactions are done; a file then holds everything itself.
 func (s *Store) Close() error {
 	var errs []error
+	if s.listener != nil {
+		s.listener.close()
+	}
 	if s.Reader != nil {
 		errs = append(errs, s.Reader.Close())
 	}
+	if s.leases != nil {
+		errs = append(errs, s.leases.Close())
+	}
 	if s.writer != nil {
-		errs = append(errs, s.writer.Close()) // the last connection checkpoints the log and removes it
+		errs = append(errs, s.writer.Close()) // SQLite's last connection checkpoints the log and removes it
 	}
 	return errors.Join(errs...)
-}
-
-// dsn returns the URI of a connection. See modernc.org/sqlite, Driver.Open.
-func dsn(path string, q url.Values) string {
-	q.Set("_busy_timeout", "5000")
-	q.Set("_foreign_keys", "1")
-	q.Set("_dqs", "0")
-	q.Set("_defensive", "1")
-	q.Set("_error_rc", "1")
-	q.Add("_pragma", "trusted_schema(0)")
-	q.Add("_pragma", "cell_size_check(1)")
-	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
-}
-
-func writerDSN(path string) string {
-	return dsn(path, url.Values{
-		"_txlock": {"immediate"}, "_journal_mode": {"WAL"}, "_synchronous": {"FULL"},
-		"_pragma": {"journal_size_limit(67108864)"},
-	})
-}
-
-func readerDSN(path string) string {
-	return dsn(path, url.Values{"mode": {"ro"}, "_query_only": {"1"}})
-}
-
-// touch makes the file when it is not there, and makes it its owner's alone: SQLite gives its companions the same mode. A
-// file that is there is not opened: closing it again would drop the locks that SQLite holds on it in this process.
-func touch(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return os.Chmod(path, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Chmod(0o600), f.Close())
 }
 
 // write runs f in the one writing transaction there is at a time and commits what it did.
@@ -210,12 +120,20 @@ func (s *Store) write(ctx context.Context, op string, f func(*tx) error) error {
 		return mapError(ctx, op, err)
 	}
 	t := &tx{Tx: sqlTx, ctx: ctx, now: s.opt.Now().UnixMilli(), opt: &s.opt}
-	err = f(t)
+	if s.lockWriters != "" {
+		_, err = t.exec(s.lockWriters)
+	}
+	if err == nil {
+		err = f(t)
+	}
 	if err == nil {
 		err = t.writeAudit()
 	}
+	if err == nil && s.notify != "" && (t.wrote || len(t.records) > 0) {
+		_, err = t.exec(s.notify)
+	}
 	if err != nil {
-		_ = sqlTx.Rollback() // the first error says why; SQLite may have rolled back itself
+		_ = sqlTx.Rollback() // the first error says why; the database may have rolled back itself
 		return mapError(ctx, op, err)
 	}
 	err = sqlTx.Commit()
@@ -233,7 +151,8 @@ func (s *Store) write(ctx context.Context, op string, f func(*tx) error) error {
 
 // read runs f on one snapshot of the database.
 func (r *Reader) read(ctx context.Context, op string, f func(q querier) error) error {
-	sqlTx, err := r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	// SQLite needs no word for it: all its transactions are of one snapshot.
+	sqlTx, err := r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead})
 	if err != nil {
 		return mapError(ctx, op, err)
 	}
@@ -279,6 +198,9 @@ func (t *tx) one(query string, args ...any) error {
 	}
 	return err
 }
+
+// noLimit is more rows than there ever are, where the grammar wants a LIMIT.
+const noLimit = "1000000000000"
 
 func fromMillis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 

@@ -26,8 +26,8 @@ const (
 	revokeTokenQuery = `UPDATE tokens SET revoked_at = ?1, ordinal = NULL
 		WHERE id = ?2 AND owner = ?3 AND ordinal IS NOT NULL AND expires_at > ?1`
 	forgetRevokedQuery = `DELETE FROM tokens WHERE id IN (SELECT id FROM tokens
-		WHERE owner = ? AND revoked_at IS NOT NULL ORDER BY revoked_at DESC LIMIT -1 OFFSET ?)`
-	useTokenQuery = `UPDATE tokens SET last_used_at = max(coalesce(last_used_at, 0), ?) WHERE id = ?`
+		WHERE owner = ? AND revoked_at IS NOT NULL ORDER BY revoked_at DESC LIMIT ` + noLimit + ` OFFSET ?)`
+	useTokenQuery = `UPDATE tokens SET last_used_at = ?1 WHERE id = ?2 AND coalesce(last_used_at, 0) < ?1`
 )
 
 // freeTokenOrdinal is the smallest place that is free among owner ?2's tokens of issuer ?3, or limit ?4 itself where
@@ -35,7 +35,7 @@ const (
 const freeTokenOrdinal = `CASE
 		WHEN (SELECT count(*) FROM tokens WHERE owner = ?2 AND issued_by = ?3 AND ordinal IS NOT NULL) >= ?4
 		THEN ?4 ELSE (SELECT min(n) FROM (SELECT 0 AS n UNION ALL
-			SELECT ordinal + 1 FROM tokens WHERE owner = ?2 AND issued_by = ?3 AND ordinal IS NOT NULL)
+			SELECT ordinal + 1 FROM tokens WHERE owner = ?2 AND issued_by = ?3 AND ordinal IS NOT NULL) places
 		WHERE n NOT IN (SELECT ordinal FROM tokens WHERE owner = ?2 AND issued_by = ?3 AND ordinal IS NOT NULL)) END`
 
 const (

@@ -2,7 +2,6 @@ package store
 
 import (
 	"fmt"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
@@ -162,7 +161,7 @@ func TestRevokedTokensAreBounded(t *testing.T) {
 func TestTokenLimit(t *testing.T) {
 	ctx := t.Context()
 	clk := newClock()
-	path := filepath.Join(t.TempDir(), "berth.db")
+	path := newSource(t)
 	s := openAt(t, path, Options{Now: clk.now})
 	stores := []*Store{s, openAt(t, path, Options{Now: clk.now}), openAt(t, path, Options{Now: clk.now})}
 	alice := addUser(t, s, "alice")

@@ -12,6 +12,7 @@ const (
 	queryUsers      = selectUser + ` ORDER BY u.id`
 	queryUser       = selectUser + ` WHERE u.id = ?`
 	queryUserByName = selectUser + ` WHERE u.username = ?`
+	queryNameTaken  = `SELECT EXISTS (SELECT 1 FROM users WHERE username = ?)`
 	queryAccounts   = selectUser + ` JOIN ssh_keys k ON k.owner = u.id WHERE k.fingerprint = ? AND u.disabled = 0 ORDER BY u.id`
 )
 
@@ -37,20 +38,22 @@ func (s *Store) CreateUser(
 		return u, err
 	}
 	err = s.write(ctx, "create user", func(t *tx) error {
-		r, err := t.ExecContext(ctx, `INSERT INTO users (username, role, created_at) VALUES (?, ?, ?)`, username, role, t.now)
-		if isUnique(err) {
+		var taken bool // asked first: PostgreSQL would use a number up for the refused account
+		if err := t.QueryRowContext(ctx, queryNameTaken, username).Scan(&taken); err != nil {
+			return err
+		}
+		if taken {
 			return &compute.Error{
-				Code: compute.CodeConflict, Field: "username", Message: "That username is taken; choose another.", Cause: err,
+				Code: compute.CodeConflict, Field: "username", Message: "That username is taken; choose another.",
 			}
 		}
+		var id compute.UserID
+		err := t.QueryRowContext(ctx, `INSERT INTO users (username, role, created_at) VALUES (?, ?, ?) RETURNING id`,
+			username, role, t.now).Scan(&id)
 		if err != nil {
 			return err
 		}
-		id, err := r.LastInsertId()
-		if err != nil {
-			return err
-		}
-		if u, err = userByID(ctx, t, compute.UserID(id)); err != nil {
+		if u, err = userByID(ctx, t, id); err != nil {
 			return err
 		}
 		if err := t.event(compute.Event{Kind: compute.EventUserChanged, Owner: u.ID}); err != nil {
