@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"berth/internal/audit"
 	"berth/internal/config"
 	"berth/internal/store"
 )
@@ -162,7 +163,12 @@ func BeginEpoch(ctx context.Context, c config.Config, out io.Writer) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	id, err := b.store.BeginEpoch(ctx, time.Now().UnixMilli(), 0)
+	f, err := audit.OpenFile(b.files.path(auditFile)) // it knows what was numbered after the copy was made
+	if err != nil {
+		return err
+	}
+	b.onClose(f.Close)
+	id, err := b.store.BeginEpoch(ctx, time.Now().UnixMilli(), f.Last())
 	if err != nil {
 		return err
 	}
@@ -170,7 +176,7 @@ func BeginEpoch(ctx context.Context, c config.Config, out io.Writer) (err error)
 	if err := r.moveAside("token.key"); err != nil {
 		return err
 	}
-	r.say("Began the epoch %d. All tokens of this data directory have ended.", id.Epoch)
+	r.say("Began the epoch %d. All tokens have ended.", id.Epoch)
 	r.say("Users, keys and switches are as they were then: disable and remove again what was since. `berth up` goes on.")
 	return nil
 }

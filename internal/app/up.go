@@ -108,7 +108,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 // tryAddresses looks whether the addresses are free before the first start fills a new directory. A Berth that has one already
 // is told that another runs there, which says more.
 func tryAddresses(c config.Config, withGateway bool) error {
-	if exists(filepath.Join(c.DataDir, databaseFile)) {
+	if exists(filepath.Join(c.DataDir, databaseFile)) || exists(filepath.Join(c.DataDir, elsewhereFile)) {
 		return nil
 	}
 	if !withGateway {
