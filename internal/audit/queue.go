@@ -32,6 +32,8 @@ const (
 	window = time.Minute
 	// maxKinds is how many kinds of refusals are told apart in a window; the others of it are one kind.
 	maxKinds = 1024
+	// maxKindsOfOrigin is how many kinds of one origin are: beyond, what it tried is not told apart.
+	maxKindsOfOrigin = 64
 	// writeTimeout bounds one write, and the last ones when the process ends.
 	writeTimeout = 10 * time.Second
 )
@@ -48,6 +50,7 @@ type Queue struct {
 	mu       sync.Mutex
 	lost     int64                // guarded by mu, as what follows
 	refusals map[kind]*repetition // of the window that began last
+	origins  map[origin]int       // how many kinds there are of each
 }
 
 // NewQueue returns a Queue to sink, of records that name gateway as where they come from. It does no I/O; Run does.
@@ -57,7 +60,7 @@ func NewQueue(sink Sink, gateway string, log *slog.Logger) *Queue {
 	}
 	return &Queue{
 		sink: sink, gateway: gateway, log: log, waiting: make(chan compute.AuditRecord, maxWaiting),
-		refusals: make(map[kind]*repetition),
+		refusals: make(map[kind]*repetition), origins: make(map[origin]int),
 	}
 }
 

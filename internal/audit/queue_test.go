@@ -143,6 +143,9 @@ func TestKindsOfRefusals(t *testing.T) {
 			func(r *compute.AuditRecord) { r.Action = compute.ActionSessionOpen },
 			func(r *compute.AuditRecord) { r.Via = compute.ViaREST },
 			func(r *compute.AuditRecord) { r.Source = "[2001:db8::1]:5" },
+			func(r *compute.AuditRecord) { r.Container = "a1b2c3d4" },
+			func(r *compute.AuditRecord) { r.Target = "lobby" },
+			func(r *compute.AuditRecord) { r.CredentialID = "SHA256:other" },
 		} {
 			r := other
 			change(&r)
@@ -152,8 +155,31 @@ func TestKindsOfRefusals(t *testing.T) {
 		q.Record(refusal("[2001:db8::ffff:1]:9"))
 		q.Record(refusal("[::ffff:192.0.2.1]:9"))
 		synctest.Wait()
-		if n := len(s.all()); n != 6 {
+		if n := len(s.all()); n != 9 {
 			t.Errorf("%d records: %s", n, s.short())
+		}
+	})
+}
+
+// Whoever tries one key after the other is told apart from the rest, and after some of them no more from themselves.
+func TestManyKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink{}
+		q := NewQueue(s, "g", nil)
+		stop := run(t, q)
+		defer stop()
+		const n = 1000
+		for i := range n {
+			r := refusal("192.0.2.1:1")
+			r.CredentialID = fmt.Sprint("SHA256:", i)
+			q.Record(r)
+		}
+		q.Record(refusal("192.0.2.2:1"))
+		<-time.After(window)
+		synctest.Wait()
+		list := s.all()
+		if last := list[len(list)-1]; len(list) != maxKindsOfOrigin+3 || last.Count != n-maxKindsOfOrigin-1 {
+			t.Errorf("%d records, the last %+v", len(list), last)
 		}
 	})
 }

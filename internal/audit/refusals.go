@@ -9,6 +9,13 @@ import (
 
 // kind is what refusals have in common that are put together.
 type kind struct {
+	origin
+	container          compute.ContainerID
+	target, credential string
+}
+
+// origin is where refusals come from, and why they are.
+type origin struct {
 	action, via string
 	code        compute.Code
 	user        compute.UserID
@@ -24,11 +31,15 @@ type repetition struct {
 
 // repeats says whether r is of a kind that was recorded in this window, and counts it there. q.mu is held.
 func (q *Queue) repeats(r compute.AuditRecord) bool {
-	k := kind{r.Action, r.Via, r.Code, r.User, sourceOf(r.Source)}
+	k := kind{origin{r.Action, r.Via, r.Code, r.User, sourceOf(r.Source)}, r.Container, r.Target, r.CredentialID}
 	seen, known := q.refusals[k]
+	if !known && q.origins[k.origin] >= maxKindsOfOrigin { // whoever tries keys, or containers, one after the other
+		k = kind{origin: k.origin}
+		seen, known = q.refusals[k]
+	}
 	if !known && len(q.refusals) >= maxKinds {
 		// Whoever has that many addresses has more: all of them share one record from here on. It says so by having no source.
-		k = kind{via: r.Via}
+		k = kind{origin: origin{via: r.Via}}
 		r = compute.AuditRecord{
 			At: r.At, Action: r.Action, Outcome: r.Outcome, Code: r.Code, Via: r.Via, Gateway: r.Gateway, Count: r.Count,
 		}
@@ -36,6 +47,7 @@ func (q *Queue) repeats(r compute.AuditRecord) bool {
 	}
 	if !known {
 		q.refusals[k] = &repetition{}
+		q.origins[k.origin]++
 		return false
 	}
 	if seen.n == 0 {
@@ -59,6 +71,7 @@ func (q *Queue) sum() {
 		q.put(r)
 	}
 	clear(q.refusals)
+	clear(q.origins)
 }
 
 // sourceOf is what counts as one source: an IPv4 address, or an IPv6 network of 64 bits, which one person may well have whole.
