@@ -114,7 +114,8 @@ func TestMachineLogs(t *testing.T) {
 func (m *machine) fifo(name string) (proceed func()) {
 	m.t.Helper()
 	path := m.path(name)
-	if err := errors.Join(syscall.Mkfifo(path, 0o600), os.Chown(path, firstID, firstID)); err != nil {
+	made := path + ".new" // whoever waits for it may read it at once
+	if err := errors.Join(syscall.Mkfifo(made, 0o600), os.Chown(made, firstID, firstID), os.Rename(made, path)); err != nil {
 		m.t.Fatal(err)
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0) // so that opening waits for nobody
