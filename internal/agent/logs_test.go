@@ -159,7 +159,7 @@ func TestMachineLogsAreInOrder(t *testing.T) {
 
 // Who follows hears the last words of a command that is told to end with its container, and that holds up nothing.
 func TestMachineLogsEndWithIt(t *testing.T) {
-	m := boot(t, false, "--", "sh", "-c", "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 1000 & wait $!; done")
+	m := boot(t, false, "--", "sh", "-c", "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done")
 	l := openLog(t, m.dial(), whole)
 	l.line("berth: started sh")
 	l.line("up")
