@@ -55,12 +55,13 @@ var mayImport = map[string][]string{
 	"internal/enginetest": {"internal/compute", "internal/control", "internal/session"},
 	"internal/leakcheck":  {},
 
-	"bench":         {anything},
-	"deploy/images": {},
-	"deploy/leaks":  {"internal/leakcheck"},
-	"docs/img":      {},
-	"e2e":           {"internal/leakcheck"},
-	"web":           {},
+	"bench":             {anything},
+	"deploy/devcluster": {"internal/leakcheck"},
+	"deploy/images":     {},
+	"deploy/leaks":      {"internal/leakcheck"},
+	"docs/img":          {},
+	"e2e":               {"internal/leakcheck"},
+	"web":               {},
 }
 
 const anything = "*"
