@@ -22,7 +22,7 @@ with-image = $(MAKE) --silent -j3 packages modules build/mkimage && $(MAKE) --si
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: up
 up: ask-go ask-root ## Install what is missing, build, and run Berth in the foreground (ARGS="--http-addr …", BERTH_DATA=dir)
@@ -52,6 +52,19 @@ bench: ask-go ask-root ## Measure Berth beside OpenSSH's own server, and print a
 	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
 	@$(root) build/bench $(ARGS)
 
+.PHONY: test-k8s
+test-k8s: ask-go ask-root cluster ## Run the tests that need a Kubernetes, on one that they start (ARGS as for test)
+	@$(with-image)
+	@deploy/test $(or $(ARGS),./deploy/devcluster/clustertest)
+
+.PHONY: cluster-up
+cluster-up: ask-go ask-root cluster ## Start a Kubernetes of one node on this machine (ARGS="--dir dir --json")
+	@$(root) build/devcluster/devcluster up $(ARGS)
+
+.PHONY: cluster-down
+cluster-down: ask-go ask-root build/devcluster/devcluster ## Stop it (ARGS=--delete removes what it stored)
+	@$(root) build/devcluster/devcluster down $(ARGS)
+
 .PHONY: build
 build: $(up) $(rest) ## Build the programs into bin/
 
@@ -63,7 +76,9 @@ fmt: ## Format the source
 	@git ls-files --cached --others --exclude-standard '*.go' | xargs go tool gofumpt -w
 
 .PHONY: clean
-clean: ## Remove what was built; data stays (make down ARGS=--delete removes that)
+clean: ## Remove what was built, and the cluster; data stays (make down ARGS=--delete removes that)
+	@[ ! -e build/devcluster/state ] || $(root) build/devcluster/devcluster down --delete
+	@[ ! -e build/devcluster/state ] || $(root) rm -r build/devcluster/state
 	@rm -rf bin build
 
 .PHONY: ask-go
@@ -108,6 +123,21 @@ bin/berth-api bin/berth-gateway &: $(inputs) | $(up)
 bin/berth-agent-linux-%: $(inputs) | $(up)
 	@GOARCH=$* deploy/build '$(version)' agent
 	@touch $@
+
+.PHONY: cluster
+cluster: build/devcluster/kube build/devcluster/devcluster build/devcluster/pause
+	@deploy/install-packages cluster
+
+# Compiles most of Kubernetes: minutes, once.
+build/devcluster/kube: deploy/build $(wildcard deploy/devcluster/kube/*)
+	@deploy/build '$(version)' kube
+	@touch $@ && ln -sf kube build/devcluster/kubectl
+
+build/devcluster/devcluster: go.mod $(wildcard deploy/devcluster/*.go deploy/devcluster/files/*)
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./deploy/devcluster
+
+build/devcluster/pause: go.mod deploy/devcluster/pause/main.go
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./deploy/devcluster/pause
 
 build/mkimage: go.mod $(wildcard deploy/images/mkimage/*.go)
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./deploy/images/mkimage

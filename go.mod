@@ -2,6 +2,8 @@ module berth
 
 go 1.26.0
 
+ignore ./build
+
 require (
 	github.com/VictoriaMetrics/metrics v1.45.0
 	github.com/cenkalti/backoff/v5 v5.0.3

@@ -56,12 +56,13 @@ var mayImport = map[string][]string{
 	"internal/leakcheck":  {},
 	"internal/pgtest":     {},
 
-	"bench":         {anything},
-	"deploy/images": {},
-	"deploy/leaks":  {"internal/leakcheck"},
-	"docs/img":      {},
-	"e2e":           {"internal/leakcheck", "internal/pgtest"},
-	"web":           {},
+	"bench":             {anything},
+	"deploy/devcluster": {"internal/leakcheck"},
+	"deploy/images":     {},
+	"deploy/leaks":      {"internal/leakcheck"},
+	"docs/img":          {},
+	"e2e":               {"internal/leakcheck", "internal/pgtest"},
+	"web":               {},
 }
 
 const anything = "*"

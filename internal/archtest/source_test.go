@@ -65,7 +65,9 @@ func TestVersionPins(t *testing.T) {
 }
 
 // longFiles may have more than maxLines, for the reason given.
-var longFiles = map[string]string{}
+var longFiles = map[string]string{
+	"deploy/devcluster/kube/go.sum": "go mod tidy writes it",
+}
 
 const maxLines = 500
 

@@ -113,7 +113,7 @@ func About(things []Thing, words ...string) []Thing {
 }
 
 // programs are the names by which Ours knows a process, or a prefix of them.
-var programs = []string{"berth", "agent", "containerd", "runc", "ssh-agent"}
+var programs = []string{"berth", "agent", "containerd", "runc", "ssh-agent", "devcluster", "kube"}
 
 // groups are in the names of all control groups that berth, its containerd and runc make, wherever they would put them.
 var groups = []string{"berth", "compute-", "containerd", "runc"}

@@ -1,0 +1,177 @@
+// Package clustertest starts development clusters for tests: real ones, each with a directory, a network and names of its
+// own, taken down when the test ends. Its boundary: it runs the programs that `make cluster` builds, and what it knows of a
+// cluster is what ready.json says.
+package clustertest
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/internal/leakcheck"
+)
+
+// Cluster is a running one. Its fields are those of ready.json.
+type Cluster struct {
+	Dir           string `json:"-"`
+	Process       int    `json:"process"`
+	Kubeconfig    string `json:"kubeconfig"`
+	Kubectl       string `json:"kubectl"`
+	Node          string `json:"node"`
+	NodeAddress   string `json:"node_address"`
+	Machine       string `json:"machine_address"`
+	Network       string `json:"network"`
+	LoadBalancers string `json:"load_balancers"`
+	Containerd    string `json:"containerd"`
+	Logs          string `json:"logs"`
+	Registries    string `json:"registries"`
+
+	before *leakcheck.Snapshot
+}
+
+// Start starts a cluster. When the test ends, it is stopped, and the test fails if anything of it is left on the machine.
+func Start(t testing.TB) *Cluster {
+	t.Helper()
+	before, err := leakcheck.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Cluster{Dir: t.TempDir(), before: before}
+	t.Cleanup(func() {
+		if t.Failed() {
+			c.printLogs(t)
+		}
+		c.Run(t, "down", "--delete")
+		left, err := leakcheck.Settled(before, leakcheck.Patience, c.words()...)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, thing := range left {
+			t.Errorf("left behind: %v", thing)
+		}
+	})
+	c.Up(t)
+	return c
+}
+
+// words tell the cluster's things from others on the machine. Those in the node know its directories by other names.
+func (c *Cluster) words() []string {
+	words := []string{c.Dir, "/run/cluster/", "/cluster/config", "/programs/"}
+	if c.Node != "" {
+		words = append(words, c.Node, strings.Replace(c.Node, "berth-dev-", "bdev", 1))
+	}
+	return words
+}
+
+// Up starts the cluster, where it does not run, and learns where it is.
+func (c *Cluster) Up(t testing.TB) {
+	t.Helper()
+	if err := json.Unmarshal(c.Run(t, "up", "--json"), c); err != nil {
+		t.Fatalf("ready.json: %v", err)
+	}
+}
+
+// Run runs devcluster on this cluster and returns what it prints.
+func (c *Cluster) Run(t testing.TB, verb string, args ...string) []byte {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(Root(t), "build/devcluster/devcluster"), append([]string{verb, "--dir", c.Dir}, args...)...)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("devcluster %s %v: %v\n%s", verb, args, err, &said)
+	}
+	t.Logf("devcluster %s %v\n%s", verb, args, &said)
+	return out.Bytes()
+}
+
+// Command is kubectl on this cluster, to be run.
+func (c *Cluster) Command(t testing.TB, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(t.Context(), c.Kubectl, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
+	return cmd
+}
+
+// Try runs kubectl and returns what it printed; the error has what it complained of.
+func (c *Cluster) Try(t testing.TB, args ...string) (string, error) {
+	cmd := c.Command(t, args...)
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
+	}
+	return out.String(), nil
+}
+
+// Do runs kubectl, which must succeed.
+func (c *Cluster) Do(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := c.Try(t, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Apply has the cluster be as the objects say.
+func (c *Cluster) Apply(t testing.TB, objects string) {
+	t.Helper()
+	cmd := c.Command(t, "apply", "--server-side", "-f", "-")
+	cmd.Stdin = strings.NewReader(objects)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("kubectl apply: %v: %s", err, out)
+	}
+}
+
+// Eventually asks until there is no error, for what announces nothing to wait on.
+func Eventually(t testing.TB, within time.Duration, ask func() error) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(within); ; <-tick.C {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %v", within, err)
+		}
+	}
+}
+
+// Root is the source tree's.
+func Root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir != "/" {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatal("no go.mod above the working directory")
+	return ""
+}
+
+// printLogs shows the end of each component's log.
+func (c *Cluster) printLogs(t testing.TB) {
+	logs, err := filepath.Glob(filepath.Join(c.Dir, "log/*.log"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, log := range logs {
+		text, err := os.ReadFile(log)
+		if err != nil {
+			t.Error(err)
+		}
+		t.Logf("%s ends with\n%s", filepath.Base(log), text[max(0, len(text)-4000):])
+	}
+}
