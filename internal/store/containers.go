@@ -6,13 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"berth/internal/compute"
 )
 
 const columnsOfContainer = `c.id, c.owner, c.name, c.instance_type, c.memory_mb, c.storage_gb,
-	(SELECT '[' || coalesce(string_agg(CAST(ck.key AS TEXT), ',' ORDER BY ck.key), '') || ']'
-		FROM container_keys ck WHERE ck.container = c.id),
+	(SELECT string_agg(CAST(ck.key AS TEXT), ',') FROM container_keys ck WHERE ck.container = c.id),
 	c.ssh_enabled, c.https_enabled, c.mount_paths, coalesce(c.slot, ?1), c.created_at,
 	c.desired, c.generation, c.storage_made, c.status, c.status_message`
 
@@ -44,8 +46,9 @@ const proposals = 64
 // columns is where the columns of a container are scanned to.
 type columns struct {
 	c          compute.Container
-	created    int64
-	keys, dirs string
+	created int64
+	keys    sql.NullString // numbers with commas between, in any order; null when there are none
+	dirs    string
 }
 
 func (s *columns) dest() []any {
@@ -58,8 +61,16 @@ func (s *columns) dest() []any {
 
 func (s *columns) container() (compute.Container, error) {
 	s.c.CreatedAt = fromMillis(s.created)
-	if err := json.Unmarshal([]byte(s.keys), &s.c.SSHKeyIDs); err != nil {
-		return compute.Container{}, fmt.Errorf("keys of container %s: %w", s.c.ID, err)
+	s.c.SSHKeyIDs = []int64{}
+	if s.keys.Valid {
+		for text := range strings.SplitSeq(s.keys.String, ",") {
+			key, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				return compute.Container{}, fmt.Errorf("keys of container %s: %w", s.c.ID, err)
+			}
+			s.c.SSHKeyIDs = append(s.c.SSHKeyIDs, key)
+		}
+		slices.Sort(s.c.SSHKeyIDs)
 	}
 	if err := json.Unmarshal([]byte(s.dirs), &s.c.MountPaths); err != nil {
 		return compute.Container{}, fmt.Errorf("mount paths of container %s: %w", s.c.ID, err)
