@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -82,7 +83,7 @@ func (p *population) grow(ctx context.Context, containers int) (err error) {
 		return err
 	}
 	db.SetMaxOpenConns(1)
-	defer func() { err = errors.Join(err, db.Close()) }()
+	defer func() { err = errors.Join(err, db.Close(), p.sync()) }()
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -94,6 +95,15 @@ func (p *population) grow(ctx context.Context, containers int) (err error) {
 	}
 	p.last = to
 	return tx.Commit()
+}
+
+// sync waits until the database is on the disk, as one that grew over months is: the kernel would write it while others measure.
+func (p *population) sync() error {
+	f, err := os.OpenFile(p.database(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // begin makes the database and the administrator that berth needs.
