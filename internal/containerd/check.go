@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -146,29 +145,25 @@ func checkCgroups() error {
 
 // checkOverlay mounts one, in a mount namespace that ends with it.
 func checkOverlay() error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread, in a namespace of its own, ends with the goroutine
-		result <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+	err := hostnet.OnSpentThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		const at = "/proc" // a directory that is always there
+		if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		for _, d := range []string{"lower", "upper", "work", "root"} {
+			if err := os.Mkdir(filepath.Join(at, d), 0o700); err != nil {
 				return err
 			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return err
-			}
-			const at = "/proc" // a directory that is always there
-			if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
-				return err
-			}
-			for _, d := range []string{"lower", "upper", "work", "root"} {
-				if err := os.Mkdir(filepath.Join(at, d), 0o700); err != nil {
-					return err
-				}
-			}
-			return unix.Mount("overlay", at+"/root", "overlay", 0, "lowerdir="+at+"/lower,upperdir="+at+"/upper,workdir="+at+"/work")
-		}()
-	}()
-	if err := <-result; err != nil {
+		}
+		return unix.Mount("overlay", at+"/root", "overlay", 0, "lowerdir="+at+"/lower,upperdir="+at+"/upper,workdir="+at+"/work")
+	})
+	if err != nil {
 		return fmt.Errorf("overlayfs cannot be mounted: run `modprobe overlay`, or install the distribution's own kernel (%w)", err)
 	}
 	return nil
