@@ -170,8 +170,9 @@ func (r *rig) killOnce(op string, step int) bool {
 }
 
 // TestContainerdKilled ends containerd under a running container: sessions go on, and the engine works again.
-func TestContainerdKilled(t *testing.T) {
-	r := newRig(t)
+func TestContainerdKilled(t *testing.T) { testContainerdKilled(t, newRig(t)) }
+
+func testContainerdKilled(t *testing.T, r *rig) {
 	e := r.open()
 	s := newSpec()
 	r.provision(s)
@@ -254,9 +255,14 @@ func TestRemovesWhatContainerdForgot(t *testing.T) {
 	r.gone(s.Ref)
 }
 
-// killDaemon kills containerd and returns when it is dead.
+// killDaemon kills containerd and returns when it is dead; one that was given is started again.
 func (r *rig) killDaemon() {
 	r.t.Helper()
+	if r.host != nil {
+		r.host.kill()
+		r.host.start()
+		return
+	}
 	isOurs := func(args []string) bool { return isDaemon(args, r.e.layout) }
 	pids, err := findProcesses(isOurs)
 	if err != nil || len(pids) != 1 {
