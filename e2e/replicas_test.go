@@ -95,12 +95,22 @@ func eventually(t *testing.T, what string, f func() error) {
 	}
 }
 
-// TestReplicas has two control planes share a PostgreSQL and one engine. Either takes what users ask for; whichever drives the
-// containers is killed in the middle of creates, and stopped past its lease in the middle of deletes; the other finishes the
-// work, and one that was stopped never goes on. The database crashes under both. A container that has nothing to do with all
-// that runs on, and keeps its file.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
+	testReplicas(t, nil)
+}
+
+// TestReplicasGiven is TestReplicas with a containerd that runs already.
+func TestReplicasGiven(t *testing.T) {
+	t.Parallel()
+	testReplicas(t, ownContainerd(t))
+}
+
+// testReplicas has two control planes share a PostgreSQL and one engine. Either takes what users ask for; whichever drives the
+// containers is killed in the middle of creates, and stopped past its lease in the middle of deletes; the other finishes the
+// work, and one that was stopped never goes on. The database crashes under both, and so does containerd where one is given. A
+// container that has nothing to do with all that runs on, and keeps its file.
+func testReplicas(t *testing.T, given *machineContainerd) {
 	server, err := pgtest.Start()
 	if err != nil {
 		t.Fatal(err)
@@ -111,6 +121,10 @@ func TestReplicas(t *testing.T) {
 		}
 	})
 	first, second := ownReplicas(t, server.URL("postgres"))
+	if given != nil {
+		first.env = []string{"BERTH_CONTAINERD_ADDRESS=" + given.address, "BERTH_CONTAINERD=/absent/containerd"}
+		second.env = first.env
+	}
 	if err := first.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +234,14 @@ func TestReplicas(t *testing.T) {
 	}
 
 	// The database crashes under both, for longer than the lease. Nothing need be restarted, and containerd goes on.
-	engine, err := first.containerd()
+	containerd := first.containerd
+	if given != nil {
+		if pid, err := first.containerd(); err == nil {
+			t.Errorf("it has a containerd of its own, %d", pid)
+		}
+		containerd = func() (int, error) { return given.cmd.Process.Pid, syscall.Kill(given.cmd.Process.Pid, 0) }
+	}
+	engine, err := containerd()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +261,7 @@ func TestReplicas(t *testing.T) {
 		}
 		return err
 	})
-	if pid, err := first.containerd(); err != nil || pid != engine {
+	if pid, err := containerd(); err != nil || pid != engine {
 		t.Errorf("containerd was %d and is %d: %v", engine, pid, err)
 	}
 	if err := server.Start(); err != nil {
@@ -255,6 +276,35 @@ func TestReplicas(t *testing.T) {
 	running(drives, keeper)
 	for _, i := range []*instance{first, second} {
 		eventually(t, "it is ready", func() error { return at[i].ready() })
+	}
+
+	// A containerd that is given crashes under them, and is started again by whom it belongs to.
+	if given != nil {
+		if err := given.kill(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it says so", func() error {
+			if err := at[drives].ready(); err == nil || !strings.Contains(err.Error(), "containerd does not answer") {
+				return fmt.Errorf("without containerd: %w", errors.Join(err, errors.New("not told")))
+			}
+			return nil
+		})
+		another, err := at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		given.start(t)
+		running(stands, another.ID)
+		eventually(t, "it is ready", func() error { return at[drives].ready() })
+		if err := at[drives].do(http.MethodDelete, "/compute/containers/"+another.ID, "", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := first.awaitGone(another.ID); err != nil {
+			t.Error(err)
+		}
+		if out, err := given.ctr("--namespace", first.name(), "containers", "list", "--quiet"); err != nil || !strings.Contains(out, keeper) || !strings.Contains(out, after.ID) {
+			t.Errorf("it has the containers %q, %v", out, err)
+		}
 	}
 
 	// The keeper has its file, and is the same run as in the beginning: /run is of one life.

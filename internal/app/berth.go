@@ -193,6 +193,7 @@ func (b *berth) openEngine(ctx context.Context, p *progress) error {
 		if err := b.openReplica(options); err != nil {
 			return err
 		}
+		b.watchEngine(b.replica.here)
 		b.openControl(b.replica)
 		return nil
 	}
@@ -202,6 +203,7 @@ func (b *berth) openEngine(ctx context.Context, p *progress) error {
 	}
 	b.onClose(engine.Close)
 	b.dialer = engine
+	b.watchEngine(func() *containerd.Engine { return engine })
 	b.openControl(engine)
 	b.inner = append(b.inner, b.control.Run)
 	return nil
@@ -329,7 +331,7 @@ func (b *berth) changes() (<-chan compute.Event, func()) {
 // engineOptions are the embedded engine's, from the settings.
 func engineOptions(c config.Config) (containerd.Options, error) {
 	o := containerd.Options{
-		DataDir: c.Engine(), ContainerdPath: c.Containerd, AcceptEnv: c.AcceptEnv,
+		DataDir: c.Engine(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, AcceptEnv: c.AcceptEnv,
 		ImageArchive: c.Image, AgentPath: c.Agent,
 		ReserveBytes: int64(c.ReserveGB) << 30, MemoryBytes: int64(c.MemoryMB) << 20,
 	}

@@ -53,7 +53,9 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	if installed {
 		say("Stopping containers")
 	}
-	options := containerd.Options{DataDir: c.Engine(), ContainerdPath: c.Containerd, Log: newLogger(c, out)}
+	options := containerd.Options{
+		DataDir: c.Engine(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, Log: newLogger(c, out),
+	}
 	if err := containerd.Down(ctx, options, destroy && installed); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"berth/internal/audit"
 	"berth/internal/compute"
+	"berth/internal/containerd"
 	"berth/internal/control"
 	"berth/internal/httpapi"
 	"berth/internal/link"
@@ -95,6 +96,16 @@ func (b *berth) watchReplica(r *link.Replica) {
 // observer measures the reconcile loop.
 func (b *berth) observer() control.Observer {
 	return control.Observer{Passed: b.metrics.Pass, Settled: b.metrics.Settled}
+}
+
+// watchEngine has readiness depend on containerd, where this process drives it.
+func (b *berth) watchEngine(here func() *containerd.Engine) {
+	b.ready.Add("containerd does not answer", func(ctx context.Context) error {
+		if e := here(); e != nil {
+			return e.Answers(ctx)
+		}
+		return nil
+	})
 }
 
 // watchControl counts what the control plane has to do, and has readiness depend on its engine.

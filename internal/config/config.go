@@ -44,6 +44,8 @@ type Config struct {
 	Agent      string `koanf:"agent" help:"agent binary for this machine's architecture"`
 	Containerd string `koanf:"containerd" help:"containerd binary to start"`
 
+	ContainerdAddress string `koanf:"containerd-address" help:"socket of a containerd that runs already, to use in place of one of berth's own"`
+
 	Subnet      string `koanf:"subnet" help:"IPv4 subnet for the containers; empty picks a free one"`
 	DNSUpstream string `koanf:"dns-upstream" help:"resolver for the containers, address:port; empty takes the host's"`
 
@@ -269,6 +271,9 @@ func (c Config) Validate() error {
 	}
 	c.checkOperations(bad)
 	c.checkDatabase(bad)
+	if a := c.ContainerdAddress; a != "" && (!filepath.IsAbs(a) || len(a) > 107) {
+		bad("containerd-address", "%q is not the path of a unix socket, such as /run/containerd/containerd.sock", a)
+	}
 	if c.AuditDays < 1 || c.AuditDays > 3650 {
 		bad("audit-days", "choose from 1 to 3650")
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -26,7 +25,7 @@ type Check struct {
 // Checks looks for everything that the engine needs, without changing anything.
 func Checks(ctx context.Context, o Options) []Check {
 	network := hostnet.Options{DataDir: o.DataDir, Subnet: o.Subnet, Upstreams: o.Upstreams}
-	list := append(machineChecks(o), Check{"network", hostnet.Check(ctx, network), true})
+	list := append(machineChecks(ctx, o), Check{"network", hostnet.Check(ctx, network), true})
 	if list[0].Problem != nil {
 		return list // not root, who alone sees what follows
 	}
@@ -44,8 +43,8 @@ func Checks(ctx context.Context, o Options) []Check {
 }
 
 // required runs the checks that Open needs; the network's own opening finds what is wrong with that.
-func required(_ context.Context, o Options, log *slog.Logger) error {
-	for _, c := range machineChecks(o) {
+func required(ctx context.Context, o Options, log *slog.Logger) error {
+	for _, c := range machineChecks(ctx, o) {
 		if c.Problem != nil && c.Fatal {
 			return c.Problem
 		}
@@ -56,7 +55,7 @@ func required(_ context.Context, o Options, log *slog.Logger) error {
 	return nil
 }
 
-func machineChecks(o Options) []Check {
+func machineChecks(ctx context.Context, o Options) []Check {
 	if o.ContainerdPath == "" {
 		o.ContainerdPath = "containerd"
 	}
@@ -64,10 +63,20 @@ func machineChecks(o Options) []Check {
 	if list[0].Problem != nil {
 		return list // the rest cannot be seen
 	}
+	list = append(list, Check{"kernel", checkKernel(), true})
+	if o.ContainerdAddress != "" { // which brings its own runc
+		l, err := o.layout()
+		if err == nil {
+			err = checkGiven(ctx, l)
+		}
+		list = append(list, Check{"containerd", err, true})
+	} else {
+		list = append(list,
+			Check{"containerd", checkProgram(o.ContainerdPath, "containerd"), true},
+			Check{"runc", errors.Join(checkProgram("runc", "runc"), checkProgram("containerd-shim-runc-v2", "containerd")), true},
+		)
+	}
 	return append(list,
-		Check{"kernel", checkKernel(), true},
-		Check{"containerd", checkProgram(o.ContainerdPath, "containerd"), true},
-		Check{"runc", errors.Join(checkProgram("runc", "runc"), checkProgram("containerd-shim-runc-v2", "containerd")), true},
 		Check{"mkfs.ext4", checkProgram("mkfs.ext4", "e2fsprogs"), true},
 		Check{"loop devices", checkLoop(), true},
 		Check{"user namespaces", checkUserNamespaces(), true},
@@ -146,29 +155,25 @@ func checkCgroups() error {
 
 // checkOverlay mounts one, in a mount namespace that ends with it.
 func checkOverlay() error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread, in a namespace of its own, ends with the goroutine
-		result <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+	err := hostnet.OnSpentThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		const at = "/proc" // a directory that is always there
+		if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		for _, d := range []string{"lower", "upper", "work", "root"} {
+			if err := os.Mkdir(filepath.Join(at, d), 0o700); err != nil {
 				return err
 			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return err
-			}
-			const at = "/proc" // a directory that is always there
-			if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
-				return err
-			}
-			for _, d := range []string{"lower", "upper", "work", "root"} {
-				if err := os.Mkdir(filepath.Join(at, d), 0o700); err != nil {
-					return err
-				}
-			}
-			return unix.Mount("overlay", at+"/root", "overlay", 0, "lowerdir="+at+"/lower,upperdir="+at+"/upper,workdir="+at+"/work")
-		}()
-	}()
-	if err := <-result; err != nil {
+		}
+		return unix.Mount("overlay", at+"/root", "overlay", 0, "lowerdir="+at+"/lower,upperdir="+at+"/upper,workdir="+at+"/work")
+	})
+	if err != nil {
 		return fmt.Errorf("overlayfs cannot be mounted: run `modprobe overlay`, or install the distribution's own kernel (%w)", err)
 	}
 	return nil

@@ -40,9 +40,8 @@ func startDaemon(binary string, l layout, log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containerd is missing; install it, for example with apt-get install containerd runc: %w", err)
 	}
-	signals := []signalStep{{unix.SIGTERM, daemonStop}, {unix.SIGKILL, killWait}}
-	if err := endProcesses(func(args []string) bool { return isDaemon(args, l) }, signals); err != nil {
-		return nil, fmt.Errorf("end the containerd of an earlier run: %w", err)
+	if err := endDaemon(l); err != nil {
+		return nil, err
 	}
 	if err := os.Remove(l.address()); err != nil && !os.IsNotExist(err) {
 		return nil, err
@@ -54,6 +53,15 @@ func startDaemon(binary string, l layout, log *slog.Logger) (*daemon, error) {
 	d := &daemon{binary: path, layout: l, log: log, cancel: cancel, ended: make(chan error, 1)}
 	d.owned.Go(func() { d.supervise(ctx) })
 	return d, nil
+}
+
+// endDaemon ends the containerd that an earlier run left behind.
+func endDaemon(l layout) error {
+	signals := []signalStep{{unix.SIGTERM, daemonStop}, {unix.SIGKILL, killWait}}
+	if err := endProcesses(func(args []string) bool { return isDaemon(args, l) }, signals); err != nil {
+		return fmt.Errorf("end the containerd of an earlier run: %w", err)
+	}
+	return nil
 }
 
 // isDaemon recognizes this instance's containerd by the file that only it is given.

@@ -24,10 +24,10 @@ const downAtOnce = 8
 
 // Down stops every container of an instance that is not running, each in order, and removes all that is outside of the data
 // directory: shims, mounts, loop devices, control groups, links, tables, sockets. With deleteData it also removes the
-// containers' storage, the images and the agents for good. DataDir, and what Open was given of ContainerdPath and
-// StopGrace, are all it needs of the options.
+// containers' storage, the images and the agents for good, and the instance's namespace from a containerd that was given.
+// DataDir, and what Open was given of ContainerdPath, ContainerdAddress and StopGrace, are all it needs of the options.
 func Down(ctx context.Context, o Options, deleteData bool) error {
-	l, err := layoutOf(o.DataDir)
+	l, err := o.layout()
 	if err != nil {
 		return err
 	}
@@ -47,6 +47,13 @@ func Down(ctx context.Context, o Options, deleteData bool) error {
 		e.daemon = nil
 	}
 	err = errors.Join(sweep(ctx, e.layout, e.log.Debug), hostnet.Destroy(ctx, e.layout.data))
+	switch {
+	case e.layout.given == "":
+	case stopErr != nil: // its records and files of them are left, which nobody else removes
+		err = errors.Join(fmt.Errorf("the containers are ended, but containerd may still know them; run this again when it answers: %w", stopErr), err)
+	case err == nil && deleteData:
+		err = e.withdraw(ctx)
+	}
 	if err == nil && deleteData {
 		err = removeData(e.layout)
 	}
@@ -79,10 +86,11 @@ func removeData(l layout) error {
 	return errors.Join(errs...)
 }
 
-// stopAll stops what runs by way of containerd, when there is anything to stop.
+// stopAll stops what runs by way of containerd, when there is anything to stop. One that was given may know containers that do
+// not run.
 func (e *Engine) stopAll(ctx context.Context) error {
 	running, err := findProcesses(func(args []string) bool { return isShim(args, e.layout, "") })
-	if err != nil || len(running) == 0 {
+	if err != nil || len(running) == 0 && e.layout.given == "" {
 		return err
 	}
 	if err := e.serve(ctx); err != nil {
@@ -109,9 +117,8 @@ func (e *Engine) stopAll(ctx context.Context) error {
 
 // sweep removes what an instance has outside of its data directory, whatever state it was left in, without containerd.
 func sweep(ctx context.Context, l layout, say func(string, ...any)) error {
-	signals := []signalStep{{unix.SIGTERM, daemonStop}, {unix.SIGKILL, killWait}}
-	if err := endProcesses(func(args []string) bool { return isDaemon(args, l) }, signals); err != nil {
-		return fmt.Errorf("end containerd: %w", err)
+	if err := endDaemon(l); err != nil {
+		return err
 	}
 	if err := cgroup(l.cgroup()).destroy(ctx); err != nil {
 		return err
@@ -139,6 +146,9 @@ func sweep(ctx context.Context, l layout, say func(string, ...any)) error {
 	}
 	if err := removeRun(l); err != nil {
 		return err
+	}
+	if l.given != "" {
+		return nil
 	}
 	for _, d := range []string{shimSockets, filepath.Dir(shimSockets)} { // unless they are another's too
 		if err := unix.Rmdir(d); err == nil {

@@ -1,5 +1,5 @@
-// Package containerd is the embedded engine: it runs containers on this machine with a containerd of its own, which it
-// starts as a child, and runc.
+// Package containerd is the embedded engine: it runs containers on this machine with runc and a containerd: one of
+// its own, which it starts as a child, or one that is given.
 //
 // It makes a container's storage, file system, control group and network, and is the only part of Berth that knows how
 // they look on the host. What it does not do: decide what should run (control does), keep a list of containers (what is
@@ -47,7 +47,11 @@ type Options struct {
 	ImageArchive   string // base image, OCI layout or docker archive
 	AgentPath      string // agent binary for this machine
 	ContainerdPath string // default: containerd
-	AcceptEnv      []string
+
+	// ContainerdAddress is the socket of a containerd that runs already, to use in place of one of our own.
+	ContainerdAddress string
+
+	AcceptEnv []string
 
 	Subnet       netip.Prefix     // zero: a free one
 	Upstreams    []netip.AddrPort // DNS; none: the host's
@@ -151,7 +155,7 @@ func prepare(o Options) (*Engine, error) {
 	if err := os.MkdirAll(o.DataDir, 0o755); err != nil {
 		return nil, err
 	}
-	l, err := layoutOf(o.DataDir)
+	l, err := o.layout()
 	if err != nil {
 		return nil, err
 	}
@@ -177,8 +181,20 @@ func prepare(o Options) (*Engine, error) {
 	if e.lock, err = lockFile(l.lock()); err != nil {
 		return nil, err
 	}
+	if err := checkShims(l); err != nil {
+		return nil, errors.Join(err, e.lock.Close())
+	}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	return e, nil
+}
+
+// layout is where the instance of these options keeps things.
+func (o Options) layout() (layout, error) {
+	l, err := layoutOf(o.DataDir)
+	if err == nil && o.ContainerdAddress != "" {
+		l.given = resolved(o.ContainerdAddress)
+	}
+	return l, err
 }
 
 func lockFile(path string) (*os.File, error) {
@@ -199,8 +215,11 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// serve starts containerd and returns when it answers.
+// serve returns when containerd answers: one of our own, which it starts, or the one that was given.
 func (e *Engine) serve(ctx context.Context) error {
+	if e.layout.given != "" {
+		return e.join(ctx)
+	}
 	var err error
 	if e.daemon, err = startDaemon(e.opt.ContainerdPath, e.layout, e.log); err != nil {
 		return err
@@ -227,7 +246,13 @@ func (e *Engine) serve(ctx context.Context) error {
 	return nil
 }
 
-// Close ends containerd and what else the engine runs. Containers go on; the next Open adopts them.
+// Answers is an error while containerd does not answer.
+func (e *Engine) Answers(ctx context.Context) error {
+	_, err := e.client.version.Version(ctx, &emptypb.Empty{})
+	return err
+}
+
+// Close ends containerd, if it is our own, and what else the engine runs. Containers go on; the next Open adopts them.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.cancel(errClosed)

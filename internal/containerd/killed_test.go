@@ -26,10 +26,10 @@ const helperEnv = "BERTH_TEST_HELPER"
 
 // order is what such a berth is to do, and after which step it is killed; 0 is never.
 type order struct {
-	DataDir, Agent string
-	Spec           compute.Spec
-	Op             string
-	KillAt         int
+	DataDir, Agent, Containerd string
+	Spec                       compute.Spec
+	Op                         string
+	KillAt                     int
 }
 
 // killer is a log that kills its process once a number of steps was logged.
@@ -70,7 +70,8 @@ func carryOut(o order, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), enginetest.Timeout)
 	defer cancel()
 	e, err := Open(ctx, Options{
-		DataDir: o.DataDir, InstallationID: installation, ImageArchive: baseArchive, AgentPath: o.Agent, Log: log,
+		DataDir: o.DataDir, InstallationID: installation, ImageArchive: baseArchive, AgentPath: o.Agent,
+		ContainerdAddress: o.Containerd, Log: log,
 	})
 	if err != nil {
 		return err
@@ -95,7 +96,9 @@ func carryOut(o order, log *slog.Logger) error {
 // killedAt runs an operation in a process of its own that is killed after a step, and says whether it got that far.
 func (r *rig) killedAt(s compute.Spec, op string, step int) bool {
 	r.t.Helper()
-	b, err := json.Marshal(order{DataDir: r.opt.DataDir, Agent: r.opt.AgentPath, Spec: s, Op: op, KillAt: step})
+	b, err := json.Marshal(order{
+		DataDir: r.opt.DataDir, Agent: r.opt.AgentPath, Containerd: r.opt.ContainerdAddress, Spec: s, Op: op, KillAt: step,
+	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -117,21 +120,22 @@ func (r *rig) killedAt(s compute.Spec, op string, step int) bool {
 // TestKilledAtEveryStep kills berth at every step of a start, a stop and a removal, and sees the next one finish the work.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, op := range []string{"start", "stop", "remove"} {
-		t.Run(op, func(t *testing.T) {
-			r := newRig(t)
-			for step := 1; ; step++ {
-				if step > 100 {
-					t.Fatal("the operation never ends")
-				}
-				if !r.killOnce(op, step) {
-					t.Logf("%d steps", step-1)
-					if step < 10 {
-						t.Error("too few steps to have been killed at each")
-					}
-					return
-				}
+		t.Run(op, func(t *testing.T) { testKilledAtEveryStep(t, newRig(t), op) })
+	}
+}
+
+func testKilledAtEveryStep(t *testing.T, r *rig, op string) {
+	for step := 1; ; step++ {
+		if step > 100 {
+			t.Fatal("the operation never ends")
+		}
+		if !r.killOnce(op, step) {
+			t.Logf("%d steps", step-1)
+			if step < 10 {
+				t.Error("too few steps to have been killed at each")
 			}
-		})
+			return
+		}
 	}
 }
 
@@ -170,8 +174,9 @@ func (r *rig) killOnce(op string, step int) bool {
 }
 
 // TestContainerdKilled ends containerd under a running container: sessions go on, and the engine works again.
-func TestContainerdKilled(t *testing.T) {
-	r := newRig(t)
+func TestContainerdKilled(t *testing.T) { testContainerdKilled(t, newRig(t)) }
+
+func testContainerdKilled(t *testing.T, r *rig) {
 	e := r.open()
 	s := newSpec()
 	r.provision(s)
@@ -254,9 +259,14 @@ func TestRemovesWhatContainerdForgot(t *testing.T) {
 	r.gone(s.Ref)
 }
 
-// killDaemon kills containerd and returns when it is dead.
+// killDaemon kills containerd and returns when it is dead; one that was given is started again.
 func (r *rig) killDaemon() {
 	r.t.Helper()
+	if r.host != nil {
+		r.host.kill()
+		r.host.start()
+		return
+	}
 	isOurs := func(args []string) bool { return isDaemon(args, r.e.layout) }
 	pids, err := findProcesses(isOurs)
 	if err != nil || len(pids) != 1 {

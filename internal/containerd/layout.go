@@ -15,8 +15,10 @@ import (
 // socket's path has at most 107 bytes, and overlayfs reads colons and commas as separators.
 type layout struct {
 	data string // absolute, symlinks resolved
-	name string // "berth-" and 8 hex digits of data's hash
+	name string // "berth-" and 8 hex digits of data's hash; containerd's namespace too
 	run  string // /run/<name>
+
+	given string // socket of a containerd that is not ours; empty: our own
 }
 
 func layoutOf(dataDir string) (layout, error) {
@@ -44,7 +46,15 @@ func (l layout) link(elem ...string) string {
 	return filepath.Join(append([]string{l.run, "data"}, elem...)...)
 }
 
-func (l layout) address() string    { return l.run + "/containerd.sock" }
+// address is of containerd's socket.
+func (l layout) address() string {
+	if l.given != "" {
+		return l.given
+	}
+	return l.ownAddress()
+}
+
+func (l layout) ownAddress() string { return l.run + "/containerd.sock" }
 func (l layout) configPath() string { return l.run + "/containerd.toml" }
 func (l layout) statePath() string  { return l.run + "/state" }
 func (l layout) runcPath() string   { return l.run + "/runc" }
@@ -81,6 +91,10 @@ func (l layout) make() error {
 		if err := os.MkdirAll(d.path, d.mode); err != nil {
 			return err
 		}
+	}
+	// runc may have made it, for root alone, to clear away for a containerd that was given what a `berth down` without that left.
+	if err := os.Chmod(l.run, 0o711); err != nil {
+		return err
 	}
 	link := l.run + "/data"
 	if to, err := os.Readlink(link); err == nil && to == l.data {

@@ -74,6 +74,8 @@ type rig struct {
 	t   *testing.T
 	opt Options
 	e   *Engine
+
+	host *host // containerd that it is given; nil: it has its own
 }
 
 func newRig(t *testing.T, change ...func(*Options)) *rig {

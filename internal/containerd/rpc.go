@@ -11,9 +11,10 @@ import (
 
 	"github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/containerd/containerd/api/services/events/v1"
+	"github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/services/version/v1"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
+	inside "github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
@@ -29,6 +30,7 @@ type rpc struct {
 	tasks      tasks.TasksClient
 	containers containers.ContainersClient
 	events     events.EventsClient
+	namespaces namespaces.NamespacesClient
 	version    version.VersionClient
 }
 
@@ -44,12 +46,12 @@ func connect(socket, namespace string) (*rpc, error) {
 			ctx, cancel = context.WithTimeout(ctx, callTimeout)
 			defer cancel()
 		}
-		return errgrpc.ToNative(invoke(namespaces.WithNamespace(ctx, namespace), method, req, reply, cc, opts...))
+		return errgrpc.ToNative(invoke(inside.WithNamespace(ctx, namespace), method, req, reply, cc, opts...))
 	}
 	stream := func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer,
 		opts ...grpc.CallOption,
 	) (grpc.ClientStream, error) {
-		s, err := open(namespaces.WithNamespace(ctx, namespace), desc, cc, method, opts...)
+		s, err := open(inside.WithNamespace(ctx, namespace), desc, cc, method, opts...)
 		return s, errgrpc.ToNative(err)
 	}
 	conn, err := grpc.NewClient("unix://"+socket,
@@ -70,6 +72,7 @@ func connect(socket, namespace string) (*rpc, error) {
 		tasks:      tasks.NewTasksClient(conn),
 		containers: containers.NewContainersClient(conn),
 		events:     events.NewEventsClient(conn),
+		namespaces: namespaces.NewNamespacesClient(conn),
 		version:    version.NewVersionClient(conn),
 	}, nil
 }

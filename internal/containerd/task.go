@@ -339,12 +339,11 @@ func sweepTask(ctx context.Context, l layout, r compute.Ref) error {
 	if err := os.Remove(shimSocket(l, r.String())); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	dirs := taskDirs(l)
-	if err := unmount(ctx, filepath.Join(dirs[0], r.String(), "rootfs")); err != nil {
-		return err
-	}
 	var errs []error
-	for _, dir := range dirs {
+	for _, dir := range taskDirs(l) {
+		if err := unmount(ctx, filepath.Join(dir, r.String(), "rootfs")); err != nil {
+			return err
+		}
 		// containerd puts a dot before the name of what it is about to remove, and forgets it when it is killed then.
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, r.String())), os.RemoveAll(filepath.Join(dir, "."+r.String())))
 	}
@@ -352,23 +351,23 @@ func sweepTask(ctx context.Context, l layout, r compute.Ref) error {
 }
 
 // taskDirs are the directories that have one for each container's process: containerd's bundles, its work, and runc's state.
+// A containerd that was given has the first two where only its configuration says, which its API does not show. They are left
+// to it: it removes them with the process, or when it is started next.
 func taskDirs(l layout) []string {
 	const plugin = "io.containerd.runtime.v2.task"
-	return []string{
-		filepath.Join(l.statePath(), plugin, l.name), l.dir("containerd", "root", plugin, l.name), filepath.Join(l.runcPath(), l.name),
+	runc := filepath.Join(l.runcPath(), l.name)
+	if l.given != "" {
+		return []string{runc}
 	}
+	return []string{filepath.Join(l.statePath(), plugin, l.name), l.dir("containerd", "root", plugin, l.name), runc}
 }
 
-// isShim recognizes a shim of this instance; for one container, or for any when id is empty.
+// isShim recognizes a shim of this instance, by its namespace in containerd; for one container, or for any when id is empty.
 func isShim(args []string, l layout, id string) bool {
 	if filepath.Base(args[0]) != "containerd-shim-runc-v2" {
 		return false
 	}
-	has := func(flag, value string) bool {
-		i := slices.Index(args, flag)
-		return i > 0 && i+1 < len(args) && (value == "" || args[i+1] == value)
-	}
-	return has("-address", l.address()) && has("-id", id)
+	return flagOf(args, "-namespace") == l.name && (id == "" || flagOf(args, "-id") == id)
 }
 
 // shimSocket is where containerd 1.4 to 2.x put a shim's socket, wherever containerd's own state is.

@@ -219,8 +219,9 @@ const markerTopic = "/berth/marker"
 
 // stream follows one subscription. It calls ready once nothing can be missed any more.
 func (e *Engine) stream(ctx context.Context, ready func()) error {
+	own := `namespace=="` + e.layout.name + `"` // a subscription is to all of them
 	sub, err := e.client.events.Subscribe(ctx, &events.SubscribeRequest{
-		Filters: []string{`topic~="^/tasks/(exit|oom)$"`, `topic=="` + markerTopic + `"`},
+		Filters: []string{own + `,topic~="^/tasks/(exit|oom)$"`, own + `,topic=="` + markerTopic + `"`},
 	})
 	if err != nil {
 		return err

@@ -29,24 +29,36 @@ func Check(ctx context.Context, o Options) error {
 
 // trial makes a link and a table in a network namespace that ends with it.
 func trial(nm names) error {
+	return OnSpentThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("cannot make a network namespace: run as root, on a kernel with CONFIG_NET_NS: %w", err)
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = nm.link("00000000")
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName = innerName
+		if err := netlink.LinkAdd(veth); err != nil {
+			return fmt.Errorf("cannot make a veth pair: modprobe veth, or install the distribution's full kernel: %w", err)
+		}
+		subnet := nthSubnet(pools[0], 0)
+		_, err := installTable(nm, subnet, subnet.Addr().Next(), limitsOf(Options{}), nil)
+		return err
+	})
+}
+
+// OnSpentThread runs f, which may change its thread's namespaces, on a thread that ends with it. That is never the process's
+// first one, which cannot end, and whose namespaces others take for the process's.
+func OnSpentThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // for ever: the thread, in a namespace of its own, ends with the goroutine
-		result <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("cannot make a network namespace: run as root, on a kernel with CONFIG_NET_NS: %w", err)
-			}
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name = nm.link("00000000")
-			veth := netlink.NewVeth(attrs)
-			veth.PeerName = innerName
-			if err := netlink.LinkAdd(veth); err != nil {
-				return fmt.Errorf("cannot make a veth pair: modprobe veth, or install the distribution's full kernel: %w", err)
-			}
-			subnet := nthSubnet(pools[0], 0)
-			_, err := installTable(nm, subnet, subnet.Addr().Next(), limitsOf(Options{}), nil)
-			return err
-		}()
+		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			err := OnSpentThread(f) // on another thread, while this one is held
+			runtime.UnlockOSThread()
+			result <- err
+			return
+		}
+		result <- f()
 	}()
 	return <-result
 }
