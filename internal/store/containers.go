@@ -45,7 +45,7 @@ const proposals = 64
 
 // columns is where the columns of a container are scanned to.
 type columns struct {
-	c          compute.Container
+	c       compute.Container
 	created int64
 	keys    sql.NullString // numbers with commas between, in any order; null when there are none
 	dirs    string
