@@ -86,17 +86,13 @@ func (b *berth) openStore(ctx context.Context) error {
 		return fmt.Errorf("%s has its state in %s, and --database names another; move it there with `berth migrate`, "+
 			"or move the file away if it has been", b.cfg.DataDir, databaseFile)
 	}
-	if b.store, err = store.Open(ctx, b.cfg.Database, options); err != nil {
+	options.Installation = known.Installation
+	if b.store, err = store.Open(ctx, b.cfg.Database, options); err != nil || known != (elsewhere{}) {
 		return err
 	}
 	installation, err := b.store.InstallationID(ctx)
-	switch {
-	case err != nil:
-	case known == (elsewhere{}):
+	if err == nil {
 		err = rememberElsewhere(b.cfg.DataDir, installation)
-	case known.Installation != installation:
-		err = fmt.Errorf("%s is of another installation than the one in --database; give that one's address, or another --data-dir",
-			b.cfg.DataDir)
 	}
 	if err != nil {
 		err = errors.Join(err, b.store.Close())

@@ -131,6 +131,9 @@ func (s *Store) prepare(ctx context.Context, config *pgx.ConnConfig, place strin
 	if err := checkOurs(ctx, held, place); err != nil {
 		return err
 	}
+	if err := s.checkInstallation(ctx, held, place); err != nil {
+		return err
+	}
 	return s.migrate(ctx, db, place, func(err error) error { return cannotConnect(ctx, place, err) })
 }
 
@@ -188,6 +191,23 @@ func checkOurs(ctx context.Context, q querier, place string) error {
 	return nil
 }
 
+// checkInstallation refuses a database that is not of the installation that the options name, before anything changes in it.
+func (s *Store) checkInstallation(ctx context.Context, q querier, place string) error {
+	if s.opt.Installation == "" {
+		return nil
+	}
+	var id string
+	err := q.QueryRowContext(ctx, `SELECT id FROM installation`).Scan(&id)
+	if err != nil && postgresCode(err) != "42P01" { // there is no such table
+		return cannotConnect(ctx, place, err)
+	}
+	if id != s.opt.Installation {
+		return compute.Errorf(compute.CodeConflict, "%s is not that of this data directory, but another installation's, or empty; "+
+			"give the address of the one that was used with it, or another data directory.", upperFirst(place))
+	}
+	return nil
+}
+
 // cannotConnect explains to an operator why a database did not open.
 func cannotConnect(ctx context.Context, place string, err error) error {
 	if compute.AsError(err) != nil {
@@ -196,26 +216,29 @@ func cannotConnect(ctx context.Context, place string, err error) error {
 	if ctx.Err() != nil {
 		return mapError(ctx, "open the database", err)
 	}
-	fail := func(format string, args ...any) error {
-		return &compute.Error{Code: compute.CodeUnavailable, Message: upperFirst(fmt.Sprintf(format, args...)), Cause: err}
+	fail := func(format string, args ...any) error { // it has the cause in its words
+		return compute.Errorf(compute.CodeUnavailable, "%s", upperFirst(fmt.Sprintf(format, args...)))
 	}
 	switch postgresCode(err) {
 	case "28000", "28P01":
-		return fail("%s refuses this user or password: %v. A password comes from PGPASSFILE or passfile=.", place, rootOf(err))
+		return fail("%s refuses this user or password: %s. Make the user with CREATE ROLE … LOGIN; a password comes from PGPASSFILE or "+
+			"passfile=.", place, rootOf(err))
 	case "3D000":
 		return fail("%s does not exist; make it with CREATE DATABASE.", place)
 	case "42501":
-		return fail("in %s this user may not make tables: %v. Make the user its owner.", place, rootOf(err))
+		return fail("in %s this user may not make tables: %s. Make the user its owner.", place, rootOf(err))
 	}
-	return fail("%s cannot be opened: %v.", place, rootOf(err))
+	return fail("%s cannot be opened: %s. Look whether PostgreSQL runs there, and whether --database has its address.", place, rootOf(err))
 }
 
-// rootOf is the last word of an error, without the addresses and users that the driver puts before it.
-func rootOf(err error) error {
+// rootOf is the last word of an error, without the addresses and users that the driver puts before it. Of an address that was
+// tried in several ways it is the first.
+func rootOf(err error) string {
 	for {
 		under := errors.Unwrap(err)
 		if under == nil {
-			return err
+			word, _, _ := strings.Cut(err.Error(), "\n")
+			return word
 		}
 		err = under
 	}

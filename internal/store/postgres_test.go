@@ -142,6 +142,10 @@ func TestPostgresRefused(t *testing.T) {
 			}
 		})
 	}
+	empty := pgtest.NewDatabase(t) // a wrong address changes nothing there
+	_, err = Open(ctx, empty, Options{Installation: "0123456789abcdef0123456789abcdef"})
+	wantCode(t, err, compute.CodeConflict)
+	raw(empty, `CREATE TABLE installation (id int)`)
 	_, err = Open(ctx, "postgres://someone:hunter2@127.0.0.1:1/berth?connect_timeout=2", Options{})
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the password is in %v", err)

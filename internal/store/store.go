@@ -29,12 +29,13 @@ const defaultKeepEvents = 100_000
 
 // Options adjusts a Store. The zero value is ready to use.
 type Options struct {
-	Now        func() time.Time           // the clock; nil is time.Now
-	NewID      func() compute.ContainerID // proposes ids; nil is compute.NewContainerID
-	OnCommit   func()                     // called after every commit that may have added events; must not block
-	OnAudit    func()                     // called after every commit that added audit records; must not block
-	KeepEvents int64                      // how many of the newest events are kept at least; 0 is 100,000
-	Log        *slog.Logger               // nil discards
+	Now          func() time.Time           // the clock; nil is time.Now
+	NewID        func() compute.ContainerID // proposes ids; nil is compute.NewContainerID
+	OnCommit     func()                     // called after every commit that may have added events; must not block
+	OnAudit      func()                     // called after every commit that added audit records; must not block
+	KeepEvents   int64                      // how many of the newest events are kept at least; 0 is 100,000
+	Installation string                     // that a PostgreSQL database must be of; empty takes any, and an empty database
+	Log          *slog.Logger               // nil discards
 }
 
 func (o Options) withDefaults() Options {
