@@ -18,6 +18,8 @@ const usage = `usage: agent COMMAND
   connect [--socket PATH]                                  join standard input and output to the agent
   ssh [--host-key FILE]                                    serve one SSH connection on standard input and output
   sftp                                                     serve SFTP on standard input and output
+  install [--hostname NAME] DIR                            put this program where a container will have it
+  seed --volume DIR NAME:PATH…                             fill a volume's directories from the image, each once
   --version
 `
 
@@ -38,6 +40,8 @@ func run(args []string) error {
 	socket := fs.String("socket", agent.DefaultSocket, "")
 	acceptEnv := fs.String("accept-env", strings.Join(agent.DefaultAcceptEnv(), ","), "")
 	hostKey := fs.String("host-key", "", "")
+	hostname := fs.String("hostname", "localhost", "")
+	volume := fs.String("volume", "", "")
 	_ = fs.Parse(args[1:]) // exits on an error
 	options := agent.Options{
 		Environ: os.Environ(), AcceptEnv: strings.Split(*acceptEnv, ","),
@@ -53,6 +57,14 @@ func run(args []string) error {
 		return agent.BreakGlass(options, *hostKey)
 	case "sftp":
 		return agent.ServeSFTP()
+	case "install":
+		if fs.NArg() == 1 {
+			return agent.Install(fs.Arg(0), *hostname)
+		}
+	case "seed":
+		if *volume != "" {
+			return agent.Seed(*volume, fs.Args())
+		}
 	case "--version", "-v", "version":
 		fmt.Println(version.String())
 		return nil
