@@ -2,6 +2,7 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ const usage = `usage: agent COMMAND
   sftp                                                     serve SFTP on standard input and output
   install [--hostname NAME] DIR                            put this program where a container will have it
   seed --volume DIR NAME:PATH…                             fill a volume's directories from the image, each once
+  usage DIR…                                               measure the container, with what is in directories
   --version
 `
 
@@ -65,6 +67,12 @@ func run(args []string) error {
 		if *volume != "" {
 			return agent.Seed(*volume, fs.Args())
 		}
+	case "usage":
+		u, err := agent.ReadUsage(fs.Args())
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(u)
 	case "--version", "-v", "version":
 		fmt.Println(version.String())
 		return nil

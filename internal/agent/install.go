@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,7 +16,11 @@ func Install(dir, hostname string) error {
 	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil {
 		return fmt.Errorf("make the socket's place: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte(hostsFile(hostname)), 0o644); err != nil {
+	kernel, err := os.Hostname() // a pod may be called otherwise
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte(hostsFile(hostname, kernel)), 0o644); err != nil {
 		return fmt.Errorf("write the hosts file: %w", err)
 	}
 	if err := copySelf(filepath.Join(dir, "agent")); err != nil {
@@ -24,13 +29,16 @@ func Install(dir, hostname string) error {
 	return nil
 }
 
-func hostsFile(hostname string) string {
-	short, _, _ := strings.Cut(hostname, ".")
-	names := hostname
-	if short != hostname {
-		names += " " + short
+// hostsFile gives the container's names the first of them as the canonical one.
+func hostsFile(names ...string) string {
+	short, _, _ := strings.Cut(names[0], ".")
+	var line []string
+	for _, name := range slices.Insert(names, 1, short) {
+		if !slices.Contains(line, name) {
+			line = append(line, name)
+		}
 	}
-	return "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t" + names + "\n"
+	return "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t" + strings.Join(line, " ") + "\n"
 }
 
 // copySelf writes this program's file. It counts only when it is whole.

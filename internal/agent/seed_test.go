@@ -114,8 +114,10 @@ func TestInstall(t *testing.T) {
 	if out, err := exec.Command(dir+"/agent", "-test.list", "^TestInstall$").CombinedOutput(); err != nil || !strings.Contains(string(out), "TestInstall") {
 		t.Errorf("it says %q, %v", out, err)
 	}
+	kernel, err := os.Hostname()
+	must(t, err)
 	hosts, err := os.ReadFile(dir + "/hosts")
-	if err != nil || !strings.HasSuffix(string(hosts), "127.0.1.1\tdeadbeef.compute.example deadbeef\n") {
+	if err != nil || !strings.HasSuffix(string(hosts), "127.0.1.1\tdeadbeef.compute.example deadbeef "+kernel+"\n") {
 		t.Errorf("hosts is %q, %v", hosts, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"berth/internal/compute"
 )
@@ -285,9 +286,15 @@ func mountsKey(paths []string) string {
 	return string(b)
 }
 
+// object is what every kind of ours is.
+type object interface {
+	metav1.Object
+	runtime.Object
+}
+
 // surroundings are the objects around the pod and its storage.
-func (m maker) surroundings(r compute.Ref) []any {
-	list := []any{m.quota(r), m.limitRange(r), m.service(r)}
+func (m maker) surroundings(r compute.Ref) []object {
+	list := []object{m.quota(r), m.limitRange(r), m.service(r)}
 	for _, p := range m.policies(r) {
 		list = append(list, p)
 	}

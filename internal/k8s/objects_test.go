@@ -54,7 +54,7 @@ func TestObjectsAreAsWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			m := maker{opt: opt, command: c.command}
-			all := append([]any{m.namespace(c.spec.Ref), m.storage(c.spec)}, m.surroundings(c.spec.Ref)...)
+			all := append([]object{m.namespace(c.spec.Ref), m.storage(c.spec)}, m.surroundings(c.spec.Ref)...)
 			var got strings.Builder
 			for _, object := range append(all, m.statefulSet(c.spec)) {
 				b, err := yaml.Marshal(object)
