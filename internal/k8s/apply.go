@@ -196,7 +196,7 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		}
 		late := time.Since(began) >= patience
 		if p := now.pod; p != nil && p.DeletionTimestamp == nil && p.UID != replaced &&
-			(p.Annotations[annotationMounts] != mountsKey(s.MountPaths) || now.crashed()) {
+			(p.Annotations[annotationMounts] != mountsKey(s.MountPaths) || now.crashed() || now.outdated()) {
 			replaced = p.UID
 			return false, e.deletePod(ctx, s.Ref, p)
 		}
@@ -297,12 +297,42 @@ func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
 	case !e.ours(there):
 		return foreign()
 	default:
+		if err := e.endPod(ctx, u, r); err != nil {
+			return err
+		}
 		if err := e.deleteNamespace(ctx, there); err != nil {
 			return err
 		}
 	}
 	return e.await(ctx, u, r, func(now sight) (bool, error) { return now.namespace == nil && now.pod == nil && now.claim == nil, nil })
 }
+
+// endPod ends the container before its namespace is deleted: who deletes a namespace with a pod in it looks again only after
+// half of the pod's grace period.
+func (e *Engine) endPod(ctx context.Context, u *unit, r compute.Ref) error {
+	now := e.look(r)
+	if now.set != nil {
+		err := e.client.AppsV1().StatefulSets(r.String()).Delete(ctx, now.set.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &now.set.UID}})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return e.explain(ctx, "end the container", err)
+		}
+	}
+	if now.pod == nil {
+		return nil
+	}
+	if err := e.deletePod(ctx, r, now.pod); err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, e.opt.StopGrace, errSlow)
+	defer cancel()
+	err := e.await(bounded, u, r, func(now sight) (bool, error) { return now.pod == nil, nil })
+	if errors.Is(err, errSlow) {
+		return nil // its node may be gone: the namespace goes all the same
+	}
+	return err
+}
+
+var errSlow = errors.New("the pod takes longer than its grace period to end")
 
 func (e *Engine) deleteNamespace(ctx context.Context, n *corev1.Namespace) error {
 	err := e.client.CoreV1().Namespaces().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &n.UID}})

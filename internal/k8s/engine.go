@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"berth/internal/compute"
 	"berth/internal/version"
@@ -56,12 +57,17 @@ type Engine struct {
 
 var errClosed = errors.New("the engine is closed")
 
+// hush ends what client-go writes to standard error by itself: it calls the usual end of each connection an error. What
+// matters of it comes back to us as an error, and is logged here.
+var hush = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) })
+
 // Open connects to the cluster and reads what is there of this installation.
 func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	o, err = o.withDefaults()
 	if err != nil {
 		return nil, err
 	}
+	hush()
 	config, err := clusterConfig(o.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w", err)

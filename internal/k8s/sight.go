@@ -77,6 +77,13 @@ func (s sight) crashed() bool {
 	return status != nil && status.State.Waiting != nil && status.State.Waiting.Reason == "CrashLoopBackOff"
 }
 
+// outdated says whether a pod that does not run was made of an older template: what keeps it from running may be mended.
+func (s sight) outdated() bool {
+	current := s.set.Status.UpdateRevision
+	return s.life == "" && s.set.Status.ObservedGeneration == s.set.Generation && current != "" &&
+		s.pod.Labels[appsv1.ControllerRevisionHashLabelKey] != current
+}
+
 // lastEnding says how the run before this one ended.
 func (s sight) lastEnding() string {
 	if s.pod != nil {

@@ -62,6 +62,9 @@ func (e *Engine) Discard(ctx context.Context, r compute.Ref, unknown func(contex
 	if err := unknown(ctx); err != nil {
 		return err
 	}
+	if err := e.endPod(ctx, u, r); err != nil {
+		return err
+	}
 	if err := e.deleteNamespace(ctx, there); err != nil {
 		return err
 	}
