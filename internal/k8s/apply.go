@@ -206,8 +206,8 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		if err, soon := now.trouble(); err != nil && (late || !soon) {
 			return false, err
 		}
-		if late {
-			return false, e.complaint(ctx, s.Ref)
+		if time.Since(began) >= longPatience && now.claim != nil {
+			return false, e.complaint(ctx, now)
 		}
 		return false, nil
 	})

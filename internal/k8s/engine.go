@@ -28,6 +28,7 @@ const (
 	callTimeout  = 30 * time.Second // for the API server's answer to a call
 	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
 	patience     = 10 * time.Second // with what may pass in a start's usual course, before its owner is told
+	longPatience = 30 * time.Second // with what only events say: a kubelet that was early tries again after some seconds
 )
 
 // Engine runs containers on a cluster. It implements control.Engine and session.Dialer.

@@ -7,6 +7,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"berth/internal/compute"
@@ -102,16 +103,20 @@ func (e *Engine) awaitGone(ctx context.Context, n *corev1.Namespace) error {
 	}
 }
 
-// complaint is the newest warning in a container's namespace that has words for its owner; nil where there is none. It is
+// complaint is the newest warning about a container's objects that has words for its owner; nil where there is none. It is
 // for what no object shows but an event.
-func (e *Engine) complaint(ctx context.Context, r compute.Ref) error {
-	list, err := e.client.CoreV1().Events(r.String()).List(ctx, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning})
+func (e *Engine) complaint(ctx context.Context, now sight) error {
+	about := map[types.UID]bool{now.set.UID: true, now.claim.UID: true}
+	if now.pod != nil {
+		about[now.pod.UID] = true
+	}
+	list, err := e.client.CoreV1().Events(now.ref.String()).List(ctx, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning})
 	if err != nil {
 		return e.explain(ctx, "read the container's events", err)
 	}
 	var newest *corev1.Event
 	for i, event := range list.Items {
-		if ofEvent(event.Reason, event.Message) != nil && (newest == nil || newest.LastTimestamp.Before(&event.LastTimestamp)) {
+		if about[event.InvolvedObject.UID] && ofEvent(event.Reason, event.Message) != nil && (newest == nil || newest.LastTimestamp.Before(&event.LastTimestamp)) {
 			newest = &list.Items[i]
 		}
 	}
