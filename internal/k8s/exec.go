@@ -109,7 +109,20 @@ func (c *conn) Read(b []byte) (int, error) {
 			err = c.err
 		}
 	}
-	return n, err
+	return n, closed(err)
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	return n, closed(err)
+}
+
+// closed calls a closed connection what other connections do.
+func closed(err error) error {
+	if errors.Is(err, io.ErrClosedPipe) {
+		return net.ErrClosed
+	}
+	return err
 }
 
 func (c *conn) Close() error {

@@ -323,10 +323,10 @@ func testAPIServerEnds(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	r.cluster.Run(t, "restart", "--kill", "apiserver")
 	if err := nc.SetReadDeadline(time.Now().Add(enginetest.Timeout)); err != nil {
 		t.Fatal(err)
 	}
+	r.cluster.Run(t, "restart", "--kill", "apiserver")
 	if _, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the connection did not end with the API server")
 	}
