@@ -55,7 +55,7 @@ bench: ask-go ask-root ## Measure Berth beside OpenSSH's own server, and print a
 .PHONY: test-k8s
 test-k8s: ask-go ask-root cluster ## Run the tests that need a Kubernetes, on one that they start (ARGS as for test)
 	@$(with-image)
-	@deploy/test $(or $(ARGS),./deploy/devcluster/clustertest)
+	@deploy/test $(or $(ARGS),./deploy/devcluster/clustertest ./internal/k8s/k8stest)
 
 .PHONY: cluster-up
 cluster-up: ask-go ask-root cluster ## Start a Kubernetes of one node on this machine (ARGS="--dir dir --json")

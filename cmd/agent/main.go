@@ -2,6 +2,7 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,9 @@ const usage = `usage: agent COMMAND
   connect [--socket PATH]                                  join standard input and output to the agent
   ssh [--host-key FILE]                                    serve one SSH connection on standard input and output
   sftp                                                     serve SFTP on standard input and output
+  install [--hostname NAME] DIR                            put this program where a container will have it
+  seed --volume DIR NAME:PATH…                             fill a volume's directories from the image, each once
+  usage DIR…                                               measure the container, with what is in directories
   --version
 `
 
@@ -38,6 +42,8 @@ func run(args []string) error {
 	socket := fs.String("socket", agent.DefaultSocket, "")
 	acceptEnv := fs.String("accept-env", strings.Join(agent.DefaultAcceptEnv(), ","), "")
 	hostKey := fs.String("host-key", "", "")
+	hostname := fs.String("hostname", "localhost", "")
+	volume := fs.String("volume", "", "")
 	_ = fs.Parse(args[1:]) // exits on an error
 	options := agent.Options{
 		Environ: os.Environ(), AcceptEnv: strings.Split(*acceptEnv, ","),
@@ -53,6 +59,20 @@ func run(args []string) error {
 		return agent.BreakGlass(options, *hostKey)
 	case "sftp":
 		return agent.ServeSFTP()
+	case "install":
+		if fs.NArg() == 1 {
+			return agent.Install(fs.Arg(0), *hostname)
+		}
+	case "seed":
+		if *volume != "" {
+			return agent.Seed(*volume, fs.Args())
+		}
+	case "usage":
+		u, err := agent.ReadUsage(fs.Args())
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(u)
 	case "--version", "-v", "version":
 		fmt.Println(version.String())
 		return nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/compute"
+	"berth/internal/enginetest"
 )
 
 // TestSocketReplaced has a tenant, root in there, put other things where the agent's socket is. The host must not follow
@@ -111,7 +112,7 @@ func (e *Engine) viaLink(ctx context.Context, ref compute.Ref, script string) (s
 		}
 	}
 	defer nc.Close()
-	out, _, err := shell(ctx, nc, script)
+	out, _, err := enginetest.Shell(ctx, nc, script)
 	return out, err
 }
 

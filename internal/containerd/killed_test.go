@@ -191,7 +191,7 @@ func testContainerdKilled(t *testing.T, r *rig) {
 	}
 	defer nc.Close()
 	r.killDaemon()
-	if out, status, err := shell(t.Context(), nc, "cat /tmp/mark"); err != nil || status != 0 || out != "here\n" {
+	if out, status, err := enginetest.Shell(t.Context(), nc, "cat /tmp/mark"); err != nil || status != 0 || out != "here\n" {
 		t.Errorf("the open session gave %q, %d, %v", out, status, err)
 	}
 	r.eventually(func() error {

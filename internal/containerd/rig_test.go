@@ -66,7 +66,7 @@ func prepareShared() error {
 	if _, err := im.load(context.Background(), baseArchive); err != nil {
 		return fmt.Errorf("%w (`make image` makes it)", err)
 	}
-	return buildAgent(sharedAgent())
+	return enginetest.BuildAgent(sharedAgent())
 }
 
 // rig is an instance of its own for one test, of which nothing is left when the test ends.
@@ -140,7 +140,7 @@ func (r *rig) close() {
 
 func (r *rig) subject() *enginetest.Subject {
 	return &enginetest.Subject{
-		Engine: r.e, Shell: shell, Spec: newSpec, GrowsRunning: capable(r.t, unix.CAP_SYS_RESOURCE),
+		Engine: r.e, Shell: enginetest.Shell, Spec: newSpec, Quota: true, GrowsRunning: capable(r.t, unix.CAP_SYS_RESOURCE),
 		Reopen: func(*testing.T) enginetest.Engine {
 			r.close()
 			return r.open()
@@ -224,7 +224,7 @@ func (r *rig) sh(s compute.Spec, script string) string {
 		r.t.Fatalf("dial %s: %v", s.Ref, err)
 	}
 	defer nc.Close()
-	out, status, err := shell(r.ctx(), nc, script)
+	out, status, err := enginetest.Shell(r.ctx(), nc, script)
 	if err != nil || status != 0 {
 		r.t.Fatalf("in %s: %s: status %d, %v; it printed %q", s.Ref, script, status, err, out)
 	}

@@ -1,8 +1,6 @@
 package clustertest
 
 import (
-	"archive/tar"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -75,7 +73,7 @@ func TestCluster(t *testing.T) {
 	c := Start(t)
 	archive := filepath.Join(Root(t), "build/base-image.tar")
 	c.Run(t, "load", archive)
-	c.Apply(t, strings.ReplaceAll(objects, "IMAGE", imageName(t, archive)))
+	c.Apply(t, strings.ReplaceAll(objects, "IMAGE", ImageName(t, archive)))
 	c.waitForPod(t)
 
 	// In order: the last ones end what the first ones look at.
@@ -219,7 +217,7 @@ func testRegistry(t *testing.T, c *Cluster) {
 	if err := os.WriteFile(filepath.Join(c.Registries, address, "hosts.toml"), []byte(hosts), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	here := imageName(t, filepath.Join(Root(t), "build/base-image.tar"))
+	here := ImageName(t, filepath.Join(Root(t), "build/base-image.tar"))
 	out, err := exec.Command("ctr", "--address", c.Containerd, "--namespace", "k8s.io", "images", "push", "--plain-http", address+"/base:1", here).CombinedOutput()
 	if err != nil {
 		t.Fatalf("push: %v: %s", err, out)
@@ -381,32 +379,6 @@ func TestRefusals(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "thesis.txt")); err != nil {
 		t.Error(err)
-	}
-}
-
-// imageName reads from an OCI archive how its image is called.
-func imageName(t testing.TB, archive string) string {
-	t.Helper()
-	f, err := os.Open(archive)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for files := tar.NewReader(f); ; {
-		header, err := files.Next()
-		if err != nil {
-			t.Fatalf("%s: index.json: %v", archive, err)
-		}
-		if header.Name != "index.json" {
-			continue
-		}
-		var index struct {
-			Manifests []struct{ Annotations map[string]string }
-		}
-		if err := json.NewDecoder(files).Decode(&index); err != nil {
-			t.Fatal(err)
-		}
-		return index.Manifests[0].Annotations["io.containerd.image.name"]
 	}
 }
 

@@ -4,6 +4,7 @@
 package clustertest
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -159,6 +160,32 @@ func Root(t testing.TB) string {
 	}
 	t.Fatal("no go.mod above the working directory")
 	return ""
+}
+
+// ImageName reads from an OCI archive how its image is called.
+func ImageName(t testing.TB, archive string) string {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for files := tar.NewReader(f); ; {
+		header, err := files.Next()
+		if err != nil {
+			t.Fatalf("%s: index.json: %v", archive, err)
+		}
+		if header.Name != "index.json" {
+			continue
+		}
+		var index struct {
+			Manifests []struct{ Annotations map[string]string }
+		}
+		if err := json.NewDecoder(files).Decode(&index); err != nil {
+			t.Fatal(err)
+		}
+		return index.Manifests[0].Annotations["io.containerd.image.name"]
+	}
 }
 
 // printLogs shows the end of each component's log.

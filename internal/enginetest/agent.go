@@ -1,4 +1,4 @@
-package containerd
+package enginetest
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"berth/internal/agentproto"
 )
 
-// buildAgent builds the product's agent.
-func buildAgent(path string) error {
+// BuildAgent builds the product's agent.
+func BuildAgent(path string) error {
 	cmd := exec.Command("go", "build", "-o", path, "berth/cmd/agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -23,8 +23,8 @@ func buildAgent(path string) error {
 	return nil
 }
 
-// shell runs a script as root by way of the agent at the other end of nc, as a gateway does.
-func shell(ctx context.Context, nc net.Conn, script string) (out string, status int, err error) {
+// Shell runs a script as root by way of the agent at the other end of nc, as a gateway does.
+func Shell(ctx context.Context, nc net.Conn, script string) (out string, status int, err error) {
 	conn, err := agentproto.Dial(ctx, nc, agentproto.Config{Hello: agentproto.Hello{Software: "test"}})
 	if err != nil {
 		return "", 0, err

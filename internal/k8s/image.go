@@ -1,0 +1,205 @@
+package k8s
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"berth/internal/compute"
+)
+
+// image is what must be known of the containers' image before one runs: its command, and where its directories and links are.
+type image struct {
+	command []string
+	tree    map[string]entry // by clean absolute path
+}
+
+type entry struct {
+	directory bool
+	link      string // a symlink's target; empty where it is none
+}
+
+// Bounds on a foreign image.
+const (
+	maxEntries   = 2_000_000
+	maxLinks     = 40 // as the kernel counts
+	maxArchived  = 64 << 30
+	indexOfOCI   = "index.json"
+	ownerOnlyDir = 0o700
+)
+
+// readImage reads an image's configuration and the names of its files, from its archive where there is one, or else from
+// its registry.
+func readImage(ctx context.Context, reference, archive string) (image, error) {
+	var img v1.Image
+	if archive != "" {
+		dir, err := os.MkdirTemp("", "berth-image-")
+		if err != nil {
+			return image{}, err
+		}
+		defer os.RemoveAll(dir)
+		if img, err = archived(archive, dir); err != nil {
+			return image{}, fmt.Errorf("read %s: %w", archive, err)
+		}
+	} else {
+		ref, err := name.ParseReference(reference)
+		if err != nil {
+			return image{}, err
+		}
+		if img, err = remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
+			return image{}, err
+		}
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return image{}, err
+	}
+	files := mutate.Extract(img)
+	defer files.Close()
+	tree, err := readTree(ctx, tar.NewReader(files))
+	return image{command: append(config.Config.Entrypoint, config.Config.Cmd...), tree: tree}, err
+}
+
+// archived opens the one image of an OCI layout in a tar file.
+func archived(file, dir string) (v1.Image, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	for r := tar.NewReader(io.LimitReader(f, maxArchived)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		to := filepath.FromSlash(path.Clean(h.Name))
+		if err := root.MkdirAll(filepath.Dir(to), ownerOnlyDir); err != nil {
+			return nil, err
+		}
+		w, err := root.Create(to)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := io.Copy(w, r); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+		if err := w.Close(); err != nil {
+			return nil, err
+		}
+	}
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, fmt.Errorf("it is no OCI layout: %w", err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	if len(manifest.Manifests) != 1 {
+		return nil, fmt.Errorf("its %s names %d images, not one", indexOfOCI, len(manifest.Manifests))
+	}
+	return index.Image(manifest.Manifests[0].Digest)
+}
+
+func readTree(ctx context.Context, files *tar.Reader) (map[string]entry, error) {
+	tree := map[string]entry{"/": {directory: true}}
+	for {
+		h, err := files.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return tree, nil
+		case err != nil:
+			return nil, err
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case len(tree) > maxEntries:
+			return nil, fmt.Errorf("it has more than %d files", maxEntries)
+		}
+		e := entry{directory: h.Typeflag == tar.TypeDir}
+		if h.Typeflag == tar.TypeSymlink {
+			e.link = h.Linkname
+		}
+		at := path.Join("/", h.Name)
+		tree[at] = e
+		for dir := path.Dir(at); ; dir = path.Dir(dir) { // layers need not name parents
+			if _, ok := tree[dir]; ok {
+				break
+			}
+			tree[dir] = entry{directory: true}
+		}
+	}
+}
+
+// resolve returns where p is in the image once its symlinks are followed from its root. What is not there counts as written.
+func (img image) resolve(p string) (string, error) {
+	todo, at, links := strings.Split(strings.Trim(p, "/"), "/"), "/", 0
+	for len(todo) > 0 {
+		part := todo[0]
+		todo = todo[1:]
+		at = path.Join(at, part) // ".." at the root stays there
+		e := img.tree[at]
+		if e.link == "" {
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", compute.Invalid("mount_paths", "Mount path %s leads in circles in the image; choose another.", p)
+		}
+		if path.IsAbs(e.link) {
+			at = "/"
+		} else {
+			at = path.Dir(at)
+		}
+		todo = append(strings.Split(e.link, "/"), todo...)
+	}
+	return at, nil
+}
+
+// checkMounts refuses mount paths that the image makes impossible.
+func (img image) checkMounts(paths []string) error {
+	if img.tree == nil {
+		return nil // it could not be read: the pod's own start says what is wrong
+	}
+	resolved := make([]string, 0, len(paths))
+	for _, p := range paths {
+		r, err := img.resolve(p)
+		if err != nil {
+			return err
+		}
+		if r != p {
+			if err := compute.CheckMountTargets([]string{r}); err != nil {
+				return compute.Invalid("mount_paths", "Mount path %s is %s in the image. %s", p, r, compute.UserMessage(err))
+			}
+		}
+		for q := r; q != "/"; q = path.Dir(q) {
+			if e, ok := img.tree[q]; ok && !e.directory {
+				return compute.Invalid("mount_paths", "Mount path %s cannot be a directory: %s is a file in the image.", p, q)
+			}
+		}
+		resolved = append(resolved, r)
+	}
+	return compute.CheckMountTargets(resolved)
+}

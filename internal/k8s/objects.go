@@ -1,0 +1,302 @@
+package k8s
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"strconv"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"berth/internal/compute"
+)
+
+// Labels and annotations of ours. Everything that belongs to a container carries all three labels.
+const (
+	labelManaged      = "app.kubernetes.io/managed-by"
+	labelInstallation = "berth/installation"
+	labelContainer    = "berth/container"
+	managedBy         = "berth"
+
+	annotationGeneration = "berth/generation" // of the desired state that was applied last
+	annotationMounts     = "berth/mounts"     // of a pod: the mount paths that it was made with
+)
+
+// Names within a container's namespace.
+const (
+	nameService = "container"
+	nameStorage = "storage"
+	nameMain    = "main"    // the container that the tenant is in
+	nameInstall = "install" // brings the agent
+	nameSeed    = "seed"    // fills mount paths from the image
+	nameGuard   = "berth"   // quota and limits
+
+	agentDir   = "/.berth"
+	agentPath  = agentDir + "/agent"
+	agentRun   = agentDir + "/run"
+	volumeDir  = "/.berth-volume" // where the seeding container has all of the volume
+	mountsDir  = "mounts"         // on the volume: a directory for each mount path
+	cpuRequest = 10               // a container is promised this part of the processors that it may take
+)
+
+// maker makes a container's objects: pure functions of what is asked for and of the configuration.
+type maker struct {
+	opt     Options
+	command []string // the image's entrypoint with its arguments, which the agent runs
+}
+
+func statefulSetName(r compute.Ref) string { return string(r.ID) }
+
+func (m maker) labels(r compute.Ref) map[string]string {
+	return map[string]string{labelManaged: managedBy, labelInstallation: m.opt.InstallationID, labelContainer: string(r.ID)}
+}
+
+func (m maker) meta(r compute.Ref, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Namespace: r.String(), Labels: m.labels(r)}
+}
+
+func (m maker) namespace(r compute.Ref) *corev1.Namespace {
+	n := &corev1.Namespace{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
+		ObjectMeta: metav1.ObjectMeta{Name: r.String(), Labels: m.labels(r)},
+	}
+	for _, mode := range []string{"enforce", "warn"} {
+		n.Labels["pod-security.kubernetes.io/"+mode] = "baseline"
+	}
+	return n
+}
+
+// storage is the container's volume. It is an object of its own, not a template of the StatefulSet's, which would make a
+// missing one anew, empty.
+func (m maker) storage(s compute.Spec) *corev1.PersistentVolumeClaim {
+	c := &corev1.PersistentVolumeClaim{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolumeClaim"},
+		ObjectMeta: m.meta(s.Ref, nameStorage),
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: gigabytes(s.StorageGB)}},
+		},
+	}
+	if m.opt.StorageClass != "" {
+		c.Spec.StorageClassName = &m.opt.StorageClass
+	}
+	return c
+}
+
+// quota bounds the number of objects; what one container takes is bounded by its pod's own limits.
+func (m maker) quota(r compute.Ref) *corev1.ResourceQuota {
+	return &corev1.ResourceQuota{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ResourceQuota"},
+		ObjectMeta: m.meta(r, nameGuard),
+		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{
+			corev1.ResourcePods:                   resource.MustParse("1"),
+			corev1.ResourcePersistentVolumeClaims: resource.MustParse("1"),
+			corev1.ResourceServices:               resource.MustParse("1"),
+			corev1.ResourceServicesLoadBalancers:  resource.MustParse("0"),
+			corev1.ResourceServicesNodePorts:      resource.MustParse("0"),
+		}},
+	}
+}
+
+// limitRange bounds what does not bound itself: nothing of ours, but an operator's pod for looking into a namespace.
+func (m maker) limitRange(r compute.Ref) *corev1.LimitRange {
+	few := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("100m"), corev1.ResourceMemory: resource.MustParse("64Mi"),
+		corev1.ResourceEphemeralStorage: resource.MustParse("64Mi"),
+	}
+	return &corev1.LimitRange{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "LimitRange"},
+		ObjectMeta: m.meta(r, nameGuard),
+		Spec: corev1.LimitRangeSpec{Limits: []corev1.LimitRangeItem{{
+			Type: corev1.LimitTypeContainer, Default: few, DefaultRequest: few,
+		}}},
+	}
+}
+
+// service is the headless one that a StatefulSet wants.
+func (m maker) service(r compute.Ref) *corev1.Service {
+	return &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: m.meta(r, nameService),
+		Spec:       corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Selector: m.labels(r)},
+	}
+}
+
+// statefulSet runs the container, or not. OnDelete: a change of its template restarts nobody; Apply deletes the pod where
+// a change needs that.
+func (m maker) statefulSet(s compute.Spec) *appsv1.StatefulSet {
+	set := &appsv1.StatefulSet{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"},
+		ObjectMeta: m.meta(s.Ref, statefulSetName(s.Ref)),
+		Spec: appsv1.StatefulSetSpec{
+			Replicas:       new(int32),
+			ServiceName:    nameService,
+			Selector:       &metav1.LabelSelector{MatchLabels: map[string]string{labelContainer: string(s.ID)}},
+			UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.OnDeleteStatefulSetStrategyType},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{
+					Labels: m.labels(s.Ref), Annotations: map[string]string{annotationMounts: mountsKey(s.MountPaths)},
+				},
+				Spec: m.pod(s),
+			},
+			RevisionHistoryLimit: new(int32),
+		},
+	}
+	if s.Running {
+		*set.Spec.Replicas = 1
+	}
+	set.Annotations = map[string]string{annotationGeneration: strconv.FormatInt(s.Generation, 10)}
+	return set
+}
+
+// pod is the container's. Its first process is root's, and may become more (sudo); what it may not is bounded by the
+// namespace's Pod Security, by capabilities and by seccomp.
+func (m maker) pod(s compute.Spec) corev1.PodSpec {
+	grace := int64(m.opt.StopGrace.Seconds())
+	short, _, _ := strings.Cut(s.Hostname, ".")
+	p := corev1.PodSpec{
+		AutomountServiceAccountToken:  new(bool),
+		EnableServiceLinks:            new(bool),
+		TerminationGracePeriodSeconds: &grace,
+		HostnameOverride:              &short, // where the cluster can: else a StatefulSet's pod is called by its own name
+		NodeSelector:                  map[string]string{corev1.LabelArchStable: s.Arch},
+		Tolerations:                   m.opt.Tolerations,
+		PriorityClassName:             m.opt.PriorityClass,
+		SecurityContext: &corev1.PodSecurityContext{
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			// Ping without raw sockets. Groups of a user namespace end at 65535.
+			Sysctls: []corev1.Sysctl{{Name: "net.ipv4.ping_group_range", Value: "0 65535"}},
+		},
+		InitContainers: []corev1.Container{m.install(s), m.seed(s)},
+		Containers:     []corev1.Container{m.main(s)},
+		Volumes: []corev1.Volume{
+			{Name: "agent", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+			{Name: "run", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{
+				Medium: corev1.StorageMediumMemory, SizeLimit: quantity(1 << 20),
+			}}},
+			{Name: "storage", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: nameStorage},
+			}},
+		},
+	}
+	for k, v := range m.opt.NodeSelector {
+		p.NodeSelector[k] = v
+	}
+	if m.opt.RuntimeClass != "" {
+		p.RuntimeClassName = &m.opt.RuntimeClass
+	}
+	if m.opt.UserNamespaces {
+		p.HostUsers = new(bool)
+	}
+	if r := m.opt.Resolver; r.IsValid() {
+		p.DNSPolicy, p.DNSConfig = corev1.DNSNone, &corev1.PodDNSConfig{Nameservers: []string{r.String()}}
+	}
+	return p
+}
+
+func (m maker) install(s compute.Spec) corev1.Container {
+	return m.container(s, nameInstall, m.opt.AgentImage,
+		[]string{"/agent", "install", "--hostname", s.Hostname, agentDir},
+		corev1.VolumeMount{Name: "agent", MountPath: agentDir})
+}
+
+func (m maker) seed(s compute.Spec) corev1.Container {
+	command := []string{agentPath, "seed", "--volume", volumeDir}
+	for _, p := range s.MountPaths {
+		command = append(command, mountName(p)+":"+p)
+	}
+	return m.container(s, nameSeed, m.opt.Image, command,
+		corev1.VolumeMount{Name: "agent", MountPath: agentDir, ReadOnly: true},
+		corev1.VolumeMount{Name: "storage", MountPath: volumeDir})
+}
+
+func (m maker) main(s compute.Spec) corev1.Container {
+	command := []string{agentPath, "init", "--socket", agentRun + "/agent.sock"}
+	if len(m.opt.AcceptEnv) > 0 {
+		command = append(command, "--accept-env", strings.Join(m.opt.AcceptEnv, ","))
+	}
+	if len(m.command) > 0 {
+		command = append(append(command, "--"), m.command...)
+	}
+	mounts := []corev1.VolumeMount{
+		{Name: "agent", MountPath: agentDir, ReadOnly: true},
+		{Name: "run", MountPath: agentRun},
+		{Name: "agent", MountPath: "/etc/hosts", SubPath: "hosts"},
+	}
+	for _, p := range s.MountPaths {
+		mounts = append(mounts, corev1.VolumeMount{Name: "storage", MountPath: p, SubPath: mountsDir + "/" + mountName(p)})
+	}
+	return m.container(s, nameMain, m.opt.Image, command, mounts...)
+}
+
+// container is what all three have in common. $(NAME) in a command would be Kubernetes' to replace: $$ keeps it as it is.
+func (m maker) container(s compute.Spec, name, image string, command []string, mounts ...corev1.VolumeMount) corev1.Container {
+	escaped := make([]string, len(command))
+	for i, arg := range command {
+		escaped[i] = strings.ReplaceAll(arg, "$", "$$")
+	}
+	root := int64(0)
+	return corev1.Container{
+		Name: name, Image: image, ImagePullPolicy: m.opt.PullPolicy, Command: escaped, VolumeMounts: mounts,
+		Resources:                resources(s),
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+		SecurityContext: &corev1.SecurityContext{
+			RunAsUser: &root, RunAsGroup: &root,
+			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"NET_RAW", "MKNOD"}},
+		},
+	}
+}
+
+// resources bounds a container. Memory is promised whole, so that who uses all of theirs takes nobody else's; processors
+// are shared.
+func resources(s compute.Spec) corev1.ResourceRequirements {
+	memory := *quantity(int64(s.MemoryMB) << 20)
+	return corev1.ResourceRequirements{
+		Limits: corev1.ResourceList{
+			corev1.ResourceCPU:              *resource.NewMilliQuantity(int64(s.MilliCPU), resource.DecimalSI),
+			corev1.ResourceMemory:           memory,
+			corev1.ResourceEphemeralStorage: gigabytes(s.StorageGB),
+		},
+		Requests: corev1.ResourceList{
+			corev1.ResourceCPU:              *resource.NewMilliQuantity(int64(max(1, s.MilliCPU/cpuRequest)), resource.DecimalSI),
+			corev1.ResourceMemory:           memory,
+			corev1.ResourceEphemeralStorage: resource.MustParse("64Mi"),
+		},
+	}
+}
+
+func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }
+
+func gigabytes(n int) resource.Quantity { return *quantity(int64(n) << 30) }
+
+// mountName is a mount path's directory on the volume: paths may be longer than names can.
+func mountName(p string) string {
+	sum := sha256.Sum256([]byte(p))
+	return hex.EncodeToString(sum[:16])
+}
+
+// mountsKey is what a pod remembers of the mount paths that it was made with.
+func mountsKey(paths []string) string {
+	b, _ := json.Marshal(paths) // strings never fail
+	return string(b)
+}
+
+// object is what every kind of ours is.
+type object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// surroundings are the objects around the pod and its storage.
+func (m maker) surroundings(r compute.Ref) []object {
+	list := []object{m.quota(r), m.limitRange(r), m.service(r)}
+	for _, p := range m.policies(r) {
+		list = append(list, p)
+	}
+	return list
+}

@@ -1,0 +1,81 @@
+package k8s
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"berth/internal/compute"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func goldenSpec() compute.Spec {
+	return compute.Spec{
+		Ref: compute.Ref{Owner: 7, ID: "deadbeef"}, Generation: 3, Running: true, Hostname: "deadbeef.compute.example.com",
+		MilliCPU: 1000, Arch: "amd64", MemoryMB: 512, StorageGB: 5, MountPaths: []string{"/root", "/srv/$data"},
+	}
+}
+
+// The objects are part of what operators see and audit: a change of one shows as a change of these files.
+func TestObjectsAreAsWritten(t *testing.T) {
+	plain := Options{
+		InstallationID: "11111111-2222-3333-4444-555555555555", Image: "registry.example/base@sha256:00", AgentImage: "registry.example/agent:1",
+		GatewayNamespace: "berth",
+	}
+	full := plain
+	full.PullPolicy, full.AcceptEnv, full.StorageClass = corev1.PullIfNotPresent, []string{"LANG", "LC_*"}, "fast"
+	full.GatewayLabels = map[string]string{"app": "berth-gateway"}
+	full.Resolver = netip.MustParseAddr("9.9.9.9")
+	full.Blocked = []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("2001:db8::/32")}
+	full.NodeSelector = map[string]string{"tenants": "yes"}
+	full.Tolerations = []corev1.Toleration{{Key: "tenants", Operator: corev1.TolerationOpExists}}
+	full.PriorityClass, full.RuntimeClass, full.UserNamespaces = "low", "gvisor", true
+	stopped := goldenSpec()
+	stopped.Running = false
+	for _, c := range []struct {
+		name    string
+		opt     Options
+		command []string
+		spec    compute.Spec
+	}{
+		{"plain", plain, nil, goldenSpec()},
+		{"full", full, []string{"/bin/sh", "-c", "exec $(SHELL)"}, stopped},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			opt, err := c.opt.withDefaults()
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := maker{opt: opt, command: c.command}
+			all := append([]object{m.namespace(c.spec.Ref), m.storage(c.spec)}, m.surroundings(c.spec.Ref)...)
+			var got strings.Builder
+			for _, object := range append(all, m.statefulSet(c.spec)) {
+				b, err := yaml.Marshal(object)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got.WriteString("---\n" + string(b))
+			}
+			file := filepath.Join("testdata", c.name+".yaml")
+			if *update {
+				if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != string(want) {
+				t.Errorf("objects differ from %s (-update writes it anew):\n%s", file, &got)
+			}
+		})
+	}
+}

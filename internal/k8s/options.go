@@ -1,0 +1,59 @@
+package k8s
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Options configures an Engine. InstallationID, Image, AgentImage and GatewayNamespace are required.
+type Options struct {
+	Kubeconfig     string // file; empty: as a pod of the cluster
+	InstallationID string
+
+	Image        string            // containers run it, by digest where it may change
+	ImageArchive string            // where the nodes have it from an OCI archive; empty: it is read from its registry
+	AgentImage   string            // has the agent as /agent
+	PullPolicy   corev1.PullPolicy // default: Kubernetes' own
+	AcceptEnv    []string          // environment variables that clients may send
+
+	StorageClass string // empty: the cluster's default
+
+	GatewayNamespace string // where the gateway's pods are, which alone may connect to containers
+	GatewayLabels    map[string]string
+	Resolver         netip.Addr     // of names; zero: the cluster's
+	Blocked          []netip.Prefix // that containers may not reach, beside private ones: nodes, the API server
+
+	NodeSelector   map[string]string
+	Tolerations    []corev1.Toleration
+	PriorityClass  string
+	RuntimeClass   string
+	UserNamespaces bool // hostUsers: false; nodes must be able to
+
+	StopGrace time.Duration // between TERM and KILL; default 20 s
+
+	Log *slog.Logger
+}
+
+const defaultGrace = 20 * time.Second
+
+func (o Options) withDefaults() (Options, error) {
+	var missing []error
+	for name, value := range map[string]string{
+		"installation": o.InstallationID, "image": o.Image, "agent image": o.AgentImage, "gateway's namespace": o.GatewayNamespace,
+	} {
+		if value == "" {
+			missing = append(missing, errors.New("the Kubernetes engine needs to be told the "+name))
+		}
+	}
+	if o.StopGrace == 0 {
+		o.StopGrace = defaultGrace
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return o, errors.Join(missing...)
+}

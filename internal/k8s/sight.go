@@ -1,0 +1,239 @@
+package k8s
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"berth/internal/compute"
+)
+
+// sight is a container as the cluster's own objects show it at one moment.
+type sight struct {
+	ref       compute.Ref
+	namespace *corev1.Namespace
+	claim     *corev1.PersistentVolumeClaim
+	set       *appsv1.StatefulSet
+	pod       *corev1.Pod
+
+	phase   compute.Phase
+	message string
+	life    string // tells one run of its first process from another; empty while none runs
+}
+
+// see derives phase and message from the objects. It is a pure function of them.
+func (s sight) see() sight {
+	switch {
+	case s.namespace == nil:
+		s.phase = compute.PhaseAbsent
+	case s.namespace.DeletionTimestamp != nil:
+		s.phase, s.message = compute.PhaseFailed, "Its namespace is being deleted, and its storage with it."
+	case s.claim == nil, s.claim.Status.Phase == corev1.ClaimLost:
+		s.phase, s.message = compute.PhaseFailed, storageMissing().Message
+	case s.pod == nil && !s.wanted():
+		s.phase = compute.PhaseStopped
+	case s.pod == nil:
+		s.phase = compute.PhaseStarting
+	case s.pod.DeletionTimestamp != nil:
+		s.phase, s.message = compute.PhaseStopped, "Its pod is being ended."
+	case s.pod.Status.Phase == corev1.PodFailed:
+		s.phase, s.message = compute.PhaseStopped, evicted(s.pod)
+	default:
+		s.phase = compute.PhaseStarting
+		status := statusOf(s.pod.Status.ContainerStatuses, nameMain)
+		switch {
+		case status == nil:
+		case status.State.Running != nil:
+			s.phase, s.life = compute.PhaseRunning, status.ContainerID
+		case status.State.Terminated != nil:
+			s.phase, s.message = compute.PhaseStopped, ending(status.State.Terminated)
+		case s.crashed():
+			s.phase, s.message = compute.PhaseStopped, s.lastEnding()
+		}
+	}
+	return s
+}
+
+// wanted says whether the StatefulSet is to run the container.
+func (s sight) wanted() bool {
+	return s.set != nil && s.set.Spec.Replicas != nil && *s.set.Spec.Replicas > 0
+}
+
+// generation is that of the desired state that was applied last.
+func (s sight) generation() int64 {
+	if s.set == nil {
+		return 0
+	}
+	n, _ := strconv.ParseInt(s.set.Annotations[annotationGeneration], 10, 64) // 0 where somebody wrote another thing
+	return n
+}
+
+// crashed says whether the node waits before it starts the container again.
+func (s sight) crashed() bool {
+	status := statusOf(s.pod.Status.ContainerStatuses, nameMain)
+	return status != nil && status.State.Waiting != nil && status.State.Waiting.Reason == "CrashLoopBackOff"
+}
+
+// outdated says whether a pod that does not run was made of an older template: what keeps it from running may be mended.
+func (s sight) outdated() bool {
+	current := s.set.Status.UpdateRevision
+	return s.life == "" && s.set.Status.ObservedGeneration == s.set.Generation && current != "" &&
+		s.pod.Labels[appsv1.ControllerRevisionHashLabelKey] != current
+}
+
+// lastEnding says how the run before this one ended.
+func (s sight) lastEnding() string {
+	if s.pod != nil {
+		if status := statusOf(s.pod.Status.ContainerStatuses, nameMain); status != nil && status.LastTerminationState.Terminated != nil {
+			return ending(status.LastTerminationState.Terminated)
+		}
+	}
+	return "It ended by itself."
+}
+
+func (s sight) observation() compute.Observation {
+	return compute.Observation{Ref: s.ref, Generation: s.generation(), Phase: s.phase, Message: s.message}
+}
+
+func statusOf(list []corev1.ContainerStatus, name string) *corev1.ContainerStatus {
+	for i := range list {
+		if list[i].Name == name {
+			return &list[i]
+		}
+	}
+	return nil
+}
+
+func ending(t *corev1.ContainerStateTerminated) string {
+	switch {
+	case t.Reason == "OOMKilled":
+		return "It ran out of memory."
+	case t.Signal != 0:
+		return fmt.Sprintf("It was ended by signal %d.", t.Signal)
+	case t.ExitCode == 0:
+		return "It ended by itself."
+	}
+	return fmt.Sprintf("It ended by itself, with status %d.", t.ExitCode)
+}
+
+func evicted(p *corev1.Pod) string {
+	switch {
+	case p.Status.Reason == "Evicted" && strings.Contains(p.Status.Message, "ephemeral"):
+		return "It wrote more outside its mount paths than its storage_gb, and was ended."
+	case p.Status.Reason == "Evicted":
+		return "Its node ran short of memory or disk, and ended it."
+	case p.Status.Reason == "NodeLost", p.Status.Reason == "NodeShutdown", p.Status.Reason == "Terminated":
+		return "Its node went down."
+	}
+	return "It ended by itself."
+}
+
+// trouble is what keeps a container from starting: an error in words for its owner, nil where nothing is known to. Soon says
+// that it may pass by itself within moments, as in a start's usual course.
+func (s sight) trouble() (err *compute.Error, soon bool) {
+	if s.pod == nil || s.pod.DeletionTimestamp != nil {
+		return nil, false
+	}
+	for _, c := range s.pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
+			return &compute.Error{Code: compute.CodeCapacity, Message: unschedulable(c.Message, s.pod), Cause: fmt.Errorf("unschedulable: %s", c.Message)}, true
+		}
+	}
+	for _, status := range append(s.pod.Status.InitContainerStatuses[:len(s.pod.Status.InitContainerStatuses):len(s.pod.Status.InitContainerStatuses)],
+		s.pod.Status.ContainerStatuses...) {
+		if t := failed(status); t != nil && status.Name != nameMain {
+			said := strings.TrimPrefix(strings.TrimSpace(t.Message), "berth-agent: ")
+			code := compute.CodeUnavailable
+			if strings.Contains(said, "storage_gb") {
+				code = compute.CodeCapacity
+			}
+			return &compute.Error{
+				Code: code, Message: "The container could not be prepared: " + oneLine(said) + ".",
+				Cause: fmt.Errorf("%s ended with status %d: %s", status.Name, t.ExitCode, said),
+			}, false
+		}
+		if w := status.State.Waiting; w != nil {
+			if err := waiting(w, status.Image); err != nil {
+				return err, false
+			}
+		}
+	}
+	return nil, false
+}
+
+// failed is a container's last failure, if it failed and did not succeed since.
+func failed(status corev1.ContainerStatus) *corev1.ContainerStateTerminated {
+	switch t, last := status.State.Terminated, status.LastTerminationState.Terminated; {
+	case t != nil && t.ExitCode != 0:
+		return t
+	case status.State.Waiting != nil && last != nil && last.ExitCode != 0:
+		return last
+	}
+	return nil
+}
+
+func waiting(w *corev1.ContainerStateWaiting, image string) *compute.Error {
+	cause := fmt.Errorf("%s: %s", w.Reason, w.Message)
+	switch w.Reason {
+	case "ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed":
+		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: fmt.Sprintf(
+			"Its image %s cannot be pulled; check the name, or ask your operator whether the cluster may pull it. It is tried again.", image)}
+	case "InvalidImageName", "ErrImageNeverPull", "ImageInspectError":
+		return &compute.Error{Code: compute.CodeInvalid, Cause: cause, Message: fmt.Sprintf(
+			"Its image %s is not one that the cluster has or can pull; check the name, or ask your operator.", image)}
+	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreStartHookError":
+		return &compute.Error{
+			Code: compute.CodeUnavailable, Cause: cause, Message: "Its node could not make the container; this is tried again.",
+		}
+	}
+	return nil
+}
+
+// unschedulable gives the scheduler's reasons words.
+func unschedulable(why string, p *corev1.Pod) string {
+	switch {
+	case strings.Contains(why, "Insufficient memory"):
+		return "No node has room for its memory now; it starts as soon as one has. Stop another container, or ask for less."
+	case strings.Contains(why, "Insufficient cpu"):
+		return "No node has room for its processors now; it starts as soon as one has."
+	case strings.Contains(why, "Insufficient ephemeral-storage"):
+		return "No node has room on its disk now; it starts as soon as one has."
+	case strings.Contains(why, "PersistentVolumeClaim"), strings.Contains(why, "persistentvolumeclaim"), strings.Contains(why, "volume"):
+		return "Its storage is not there yet: the cluster has not made it, or no node can reach it. It starts as soon as that is so."
+	case strings.Contains(why, "node affinity/selector"):
+		return fmt.Sprintf("no %s node is free for it; choose another instance type, or ask your operator.", p.Spec.NodeSelector[corev1.LabelArchStable])
+	}
+	return "No node can run it now; it starts as soon as one can."
+}
+
+func oneLine(s string) string {
+	s = strings.TrimSuffix(strings.Join(strings.Fields(s), " "), ".")
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "…"
+	}
+	return s
+}
+
+// ofEvent gives words to what only events say: FailedMount of a kubelet, FailedCreate of the StatefulSet's controller.
+func ofEvent(reason, message string) *compute.Error {
+	cause := fmt.Errorf("%s: %s", reason, message)
+	switch reason {
+	case "FailedMount", "FailedAttachVolume":
+		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: "Its storage cannot be attached to the node yet; this is tried again."}
+	case "ProvisioningFailed":
+		return &compute.Error{Code: compute.CodeCapacity, Cause: cause, Message: "The cluster cannot make its storage; this is tried again. Ask your operator if it stays."}
+	case "FailedCreate":
+		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: "The cluster refuses to make its pod; your operator can see why. It is tried again."}
+	case "FailedCreatePodSandBox":
+		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: "Its node could not make the container's network; this is tried again."}
+	}
+	return nil
+}
+
+func storageMissing() *compute.Error {
+	return compute.Errorf(compute.CodeStorageMissing,
+		"storage missing: the container's disk is gone, and is not made anew; ask your operator to restore it.")
+}
