@@ -37,7 +37,8 @@ func downCommand() *cobra.Command {
 		Use:   "down",
 		Short: "Stop Berth and its containers; with --delete, remove all it has",
 		Long: `Stop the Berth of this data directory, if it runs, and its containers. Their storage and the database stay, and the next
-berth up starts the containers that were running. With --delete, everything goes, storage and database too.`,
+berth up starts the containers that were running. With --delete, everything goes, storage and database too;
+a state in PostgreSQL is refused, since that database would go on to know the containers.`,
 		Args: cobra.NoArgs,
 		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
 			return app.Down(cmd.Context(), c, destroy, os.Stderr)
