@@ -35,7 +35,7 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-go ask-root ## Install what is missing and run every test with the race detector: the packages', then end to end
+test: ask-go ask-root ## Install what is missing and run the tests with the race detector: the packages', then end to end (not test-k8s)
 	@deploy/install-packages test
 	@$(with-image) build
 	@deploy/test $(ARGS)
