@@ -37,7 +37,7 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 .PHONY: test
 test: ask-go ask-root ## Install what is missing and run the tests with the race detector: the packages', then end to end (not test-k8s)
 	@deploy/install-packages test
-	@$(with-image) build
+	@$(with-image) build build/oldest-agent
 	@deploy/test $(ARGS)
 
 .PHONY: check
@@ -123,6 +123,9 @@ bin/berth-api bin/berth-gateway &: $(inputs) | $(up)
 bin/berth-agent-linux-%: $(inputs) | $(up)
 	@GOARCH=$* deploy/build '$(version)' agent
 	@touch $@
+
+build/oldest-agent: deploy/oldest-agent | $(up)
+	@deploy/oldest-agent $@
 
 .PHONY: cluster
 cluster: build/devcluster/kube build/devcluster/devcluster build/devcluster/pause
