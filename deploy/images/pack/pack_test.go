@@ -138,7 +138,7 @@ func TestImagesArriveInARegistry(t *testing.T) {
 		Base:  {[]string{"amd64"}, []string{"etc/debian_version"}, "", ""},
 	} {
 		// By digest and by tag, it is the same.
-		ref, err := name.ParseReference(where[image])
+		ref, err := name.ParseReference(where[image].Ref)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +176,7 @@ func TestImagesArriveInARegistry(t *testing.T) {
 				t.Errorf("%s for %s has %v", image, m.Platform, files)
 			}
 		}
-		if !slices.Equal(arches, want.arches) {
+		if !slices.Equal(arches, want.arches) || !slices.Equal(where[image].Architectures, want.arches) {
 			t.Errorf("%s is for %v", image, arches)
 		}
 	}

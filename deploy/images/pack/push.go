@@ -15,10 +15,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
+// Pushed is where an image is in a registry.
+type Pushed struct {
+	Ref           string // by digest
+	Architectures []string
+}
+
 // Push brings the images of a layout to a registry, such as registry.example.com/berth, each under its name and the tag, and
-// returns where each is, by digest. What the registry has already is not sent. It logs in as docker does. say is told of
+// returns where each is. What the registry has already is not sent. It logs in as docker does. say is told of
 // each image.
-func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map[string]string, error) {
+func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map[string]Pushed, error) {
 	index, err := layout.ImageIndexFromPath(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there are no images in %s; `make images` makes them", dir)
@@ -33,7 +39,7 @@ func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map
 	if err := checkRegistry(registry); err != nil {
 		return nil, err
 	}
-	where := map[string]string{}
+	where := map[string]Pushed{}
 	for _, m := range manifest.Manifests {
 		image := m.Annotations[refName]
 		ref, err := name.NewTag(registry+"/"+image+":"+Tag(tag), name.StrictValidation)
@@ -47,23 +53,27 @@ func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map
 		if err := remote.WriteIndex(ref, part, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
 			return nil, fmt.Errorf("push %s: %w; is this the registry's address, and are you logged in there (docker login, crane auth login)?", ref, err)
 		}
-		where[image] = ref.Context().Digest(m.Digest.String()).String()
-		say(where[image] + architectures(part))
+		pushed := Pushed{Ref: ref.Context().Digest(m.Digest.String()).String()}
+		if pushed.Architectures, err = architectures(part); err != nil {
+			return nil, err
+		}
+		where[image] = pushed
+		say(fmt.Sprintf("%s (%s)", pushed.Ref, strings.Join(pushed.Architectures, ", ")))
 	}
 	return where, nil
 }
 
-// architectures says in brackets what an image is there for.
-func architectures(index v1.ImageIndex) string {
+// architectures are what an image is there for.
+func architectures(index v1.ImageIndex) ([]string, error) {
 	manifest, err := index.IndexManifest()
 	if err != nil {
-		return ""
+		return nil, err
 	}
 	var list []string
 	for _, m := range manifest.Manifests {
 		list = append(list, m.Platform.Architecture)
 	}
-	return " (" + strings.Join(list, ", ") + ")"
+	return list, nil
 }
 
 // checkRegistry refuses what is no place for images.
