@@ -58,7 +58,9 @@ var mayImport = map[string][]string{
 
 	"bench":             {anything},
 	"deploy/devcluster": {"internal/leakcheck"},
+	"deploy/helm":       {},
 	"deploy/images":     {},
+	"deploy/ship":       {"internal/app", "deploy/images", "deploy/devcluster", "internal/leakcheck", "internal/pgtest"},
 	"deploy/leaks":      {"internal/leakcheck"},
 	"docs/img":          {},
 	"e2e":               {"internal/leakcheck", "internal/pgtest"},
