@@ -192,6 +192,8 @@ func dialAgent(ctx, life context.Context, x execer, r compute.Ref) (net.Conn, er
 		return nil, context.Cause(ctx)
 	case apierrors.IsNotFound(err):
 		return nil, notRunning()
+	case refused(err):
+		return nil, refusal(fmt.Errorf("connect to the agent: %w", err))
 	}
 	return nil, unreachable("connect to the agent", err)
 }
