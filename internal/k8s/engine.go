@@ -48,7 +48,8 @@ type Engine struct {
 	opt    Options
 	log    *slog.Logger
 	client kubernetes.Interface
-	exec   execer
+	dialer *Dialer
+	exec   execer // the dialer's
 	maker  maker
 	image  image
 
@@ -96,10 +97,11 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	e := &Engine{
-		opt: o, log: o.Log, client: client, exec: execer{config, client.CoreV1().RESTClient()},
+		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Log: o.Log}),
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
 		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](),
 	}
+	e.exec = e.dialer.exec
 	if e.image, err = readImage(ctx, o.Image, o.ImageArchive); err != nil {
 		e.log.Warn("the containers' image cannot be read; its own command will not run, and mount paths are not checked against it",
 			"image", o.Image, "err", err)
@@ -279,11 +281,12 @@ func (e *Engine) Close() error {
 	e.cancel(errClosed)
 	e.mu.Unlock()
 	e.reviews.ShutDown()
+	err := e.dialer.Close()
 	e.calls.Wait()
 	for _, f := range e.factories {
 		f.Shutdown()
 	}
-	return nil
+	return err
 }
 
 // look sees a container as it is in the caches.

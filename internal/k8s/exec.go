@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -173,31 +172,4 @@ func (h *head) explain(err error) error {
 		return fmt.Errorf("%w: %s", err, said)
 	}
 	return err
-}
-
-// DialAgent connects to the container's agent.
-func (e *Engine) DialAgent(ctx context.Context, r compute.Ref) (net.Conn, error) {
-	if s := e.look(r); s.phase != compute.PhaseRunning {
-		return nil, notRunning()
-	}
-	return dialAgent(ctx, e.ctx, e.exec, r)
-}
-
-func dialAgent(ctx, life context.Context, x execer, r compute.Ref) (net.Conn, error) {
-	nc, err := x.dial(ctx, life, r, agentPath, "connect")
-	switch {
-	case err == nil:
-		return nc, nil
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case apierrors.IsNotFound(err):
-		return nil, notRunning()
-	case refused(err):
-		return nil, refusal(fmt.Errorf("connect to the agent: %w", err))
-	}
-	return nil, unreachable("connect to the agent", err)
-}
-
-func notRunning() *compute.Error {
-	return compute.Errorf(compute.CodeNotRunning, "The container is not running.")
 }
