@@ -61,7 +61,9 @@ func (b *body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-func (e *Engine) explain(ctx context.Context, op string, err error) error { return explain(ctx, op, err) }
+func (e *Engine) explain(ctx context.Context, op string, err error) error {
+	return explain(ctx, op, err)
+}
 
 // explain gives an owner words for what the API server answers. What it lacks in rights is in the cause, for the operator.
 func explain(ctx context.Context, op string, err error) error {

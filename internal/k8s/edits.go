@@ -55,6 +55,9 @@ func (e *Engine) review(r compute.Ref) {
 		return // the end of the call has it reviewed
 	}
 	spec := u.spec
+	if len(e.watchers) == 0 {
+		spec = nil // another control plane may apply other things
+	}
 	e.mu.Unlock()
 	now := e.look(r)
 	var edited map[string]string

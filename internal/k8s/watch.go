@@ -167,6 +167,9 @@ func (e *Engine) Watch(ctx context.Context, f func(compute.Observation), synced 
 	w := &watcher{queue: make(map[compute.Ref]compute.Observation), wake: make(chan struct{}, 1)}
 	e.mu.Lock()
 	e.watchers[w] = struct{}{}
+	for _, u := range e.units {
+		u.spec = nil // others may have applied something since
+	}
 	e.mu.Unlock()
 	defer func() {
 		e.mu.Lock()

@@ -155,7 +155,7 @@ func faults() []fault {
 			begin: func(p *plane, ref compute.Ref) {
 				p.cluster.Apply(p.t, strings.ReplaceAll(noExec, "ID", string(ref.ID)))
 				clustertest.Eventually(p.t, time.Minute, func() error { // it takes moments to work
-					out, err := p.cluster.Try(p.t, "-n", ref.String(), "exec", "absent", "--", "true")
+					out, err := p.cluster.Try(p.t, "create", "--raw", "/api/v1/namespaces/"+ref.String()+"/pods/absent/exec?command=true", "-f", "/dev/null")
 					if err == nil || !strings.Contains(err.Error(), "no exec here") {
 						return fmt.Errorf("exec is not refused yet: %q, %w", out, err)
 					}
@@ -171,13 +171,14 @@ func faults() []fault {
 			name: "a verb that is missing",
 			options: func(t *testing.T, r *rig, o *k8s.Options) {
 				r.account(t, "verbless", `[{"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch", "patch", "delete"]},
-					{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["create"]}]`)
+					{"apiGroups": ["", "networking.k8s.io", "apps"], "verbs": ["create"], "resources":
+						["namespaces", "resourcequotas", "limitranges", "services", "networkpolicies", "statefulsets", "pods/exec"]}]`)
 				o.Kubeconfig = r.tokenFor(t, "verbless")
 			},
 			end: func(p *plane, _ compute.Ref) {
 				p.cluster.Do(p.t, "patch", "clusterrole", "verbless", "--type=json", "-p", `[{"op": "add", "path": "/rules/-", "value": {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}}]`)
 			},
-			message: "The cluster refuses what this needs", logged: []string{"persistentvolumeclaims is forbidden", `cannot create resource \\\"persistentvolumeclaims\\\"`},
+			message: "The cluster refuses what this needs", logged: []string{"persistentvolumeclaims is forbidden", `cannot create resource \"persistentvolumeclaims\"`},
 		},
 		{
 			name: "credentials that are taken away", stopped: true,

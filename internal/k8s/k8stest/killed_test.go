@@ -3,6 +3,7 @@ package k8stest
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -17,6 +18,9 @@ import (
 
 func TestMain(m *testing.M) {
 	enginetest.Victim(openMortal)
+	if err := flag.Set("test.parallel", "6"); err != nil { // they mostly wait; the command line's word comes later
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
