@@ -70,6 +70,7 @@ func (e *Engine) review(r compute.Ref) {
 	if u.busy || e.units[r] != u {
 		return
 	}
+	now = e.look(r) // what happened since may have been told of
 	if e.tell(u, now) || len(edited) == 0 {
 		return
 	}

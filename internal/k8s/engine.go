@@ -233,11 +233,15 @@ func slim(object any) (any, error) {
 
 // nodeChanged takes note of a node that the cluster no longer hears of, or hears of again.
 func (e *Engine) nodeChanged(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
 	n, ok := object.(*corev1.Node)
 	if !ok {
-		return // gone, and its pods with it
+		return
 	}
-	unknown := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+	_, err := e.nodes.Get(n.Name) // of one that is gone, the cluster ends the pods
+	unknown := err == nil && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
 	})
 	e.nodeMu.Lock()
