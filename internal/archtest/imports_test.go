@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"internal/version":    {},
 
 	"internal/archtest":   {},
-	"internal/enginetest": {"internal/compute", "internal/control", "internal/session", "internal/agentproto"},
+	"internal/enginetest": {"internal/compute", "internal/control", "internal/store", "internal/session", "internal/agentproto"},
 	"internal/leakcheck":  {},
 	"internal/pgtest":     {},
 
