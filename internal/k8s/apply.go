@@ -342,7 +342,9 @@ func (e *Engine) deleteNamespace(ctx context.Context, n *corev1.Namespace) error
 	return nil
 }
 
-func (e *Engine) explain(ctx context.Context, op string, err error) error { return explain(ctx, op, err) }
+func (e *Engine) explain(ctx context.Context, op string, err error) error {
+	return explain(ctx, op, err)
+}
 
 // explain gives an owner words for what the API server answers. What it lacks in rights is in the cause, for the operator.
 func explain(ctx context.Context, op string, err error) error {
