@@ -25,7 +25,6 @@ const usage = `usage: agent COMMAND
   --version
 `
 
-
 // Run does what the agent's command line says, and returns the status to exit with.
 func Run(args []string) int {
 	if len(args) > 0 {
