@@ -121,6 +121,7 @@ func (n *node) list() []*component {
 	healthy := func(url string) func(context.Context) error {
 		return func(ctx context.Context) error { return n.get(ctx, url, nil) }
 	}
+	const gates = "--feature-gates=HostnameOverride=true" // from 1.35 on by default
 	return []*component{
 		newComponent("containerd", n.containerdReady, "containerd", "--config", nodeDir+"/config/containerd.toml"),
 		newComponent("etcd", healthy("http://127.0.0.1:2379/readyz"), kube, "etcd",
@@ -130,7 +131,7 @@ func (n *node) list() []*component {
 		newComponent("apiserver", healthy(n.server()+"/readyz"), kube, "apiserver",
 			"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+n.node().String(),
 			"--service-cluster-ip-range="+n.services().String(), "--authorization-mode=Node,RBAC", "--allow-privileged",
-			"--enable-admission-plugins=NodeRestriction",
+			"--enable-admission-plugins=NodeRestriction", gates,
 			"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
 			"--kubelet-certificate-authority="+pki("ca.crt"), "--kubelet-preferred-address-types=InternalIP",
 			"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"), "--kubelet-client-key="+pki("apiserver-kubelet.key"),
@@ -146,7 +147,7 @@ func (n *node) list() []*component {
 			"--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"), "--leader-elect=false"),
 		newComponent("kubelet", healthy("http://127.0.0.1:10248/healthz"), kube, "kubelet", kubeconfig("kubelet"),
 			"--config="+nodeDir+"/config/kubelet.yaml", "--root-dir="+nodeDir+"/kubelet", "--cert-dir="+nodeDir+"/kubelet/pki",
-			"--hostname-override="+n.Name, "--node-ip="+n.node().String()),
+			"--hostname-override="+n.Name, "--node-ip="+n.node().String(), gates),
 		// Connection tracking's limits are the machine's, and its own default is enough.
 		newComponent("proxy", healthy("http://127.0.0.1:10256/healthz"), kube, "proxy", kubeconfig("proxy"),
 			"--proxy-mode=nftables", "--hostname-override="+n.Name, "--cluster-cidr="+n.pods().String(), "--oom-score-adj=0",

@@ -27,7 +27,7 @@ const downTimeout = 2 * time.Minute
 // Down stops the berth of the data directory, if one runs, and its containers. With destroy it then removes the
 // containers' storage and everything else that berth made in the data directory.
 func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (err error) {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 && !c.OnKubernetes() {
 		return errors.New("the containers belong to root; run this with sudo")
 	}
 	// Without a database the directory is not, or no longer, a Berth's: nothing in it may be destroyed.
@@ -36,6 +36,9 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	if remote && destroy {
 		return fmt.Errorf("the state of %s is in a PostgreSQL database, which would go on to know its containers; delete them over the API, "+
 			"then stop Berth, drop the database and remove the directory", c.DataDir)
+	}
+	if c.OnKubernetes() && destroy {
+		return errors.New("the containers are a cluster's, which Berth asks while it runs; delete them over the API, then stop it and remove the directory")
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, downTimeout, fmt.Errorf("it took more than %s", downTimeout))
 	defer cancel()
@@ -50,11 +53,15 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 		}
 		defer func() { _ = lock.release() }() // its file may be gone by then
 	}
+	if c.OnKubernetes() {
+		say("Stopped. Containers go on running in the cluster.")
+		return nil
+	}
 	if installed {
 		say("Stopping containers")
 	}
 	options := containerd.Options{
-		DataDir: c.Engine(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, Log: newLogger(c, out),
+		DataDir: c.EnginePath(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, Log: newLogger(c, out),
 	}
 	if err := containerd.Down(ctx, options, destroy && installed); err != nil {
 		return err
@@ -77,7 +84,7 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 // removeData removes what berth made in dir, and dir itself if nothing else is in it: a person may keep files there. The
 // database goes last, so that a removal that is cut off can be repeated.
 func removeData(dir string) error {
-	names := []string{"token", "token.key", "ssh_config", "known_hosts", "ready.json", operatorSocket, "network.json"}
+	names := []string{"token", tokenKey, "ssh_config", "known_hosts", "ready.json", operatorSocket, "network.json"}
 	names = append(names, linkAuthority, localCredential, linkSocket)
 	names = append(names, link.ReplicaFiles(replicaFile)...)
 	for _, t := range []string{"ed25519", "ecdsa", "rsa"} {

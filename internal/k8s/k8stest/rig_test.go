@@ -162,7 +162,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 func TestContract(t *testing.T) {
 	r := newRig(t)
 	enginetest.Run(t, &enginetest.Subject{
-		Engine: r.e, Shell: enginetest.Shell, Spec: newSpec, HostsMounted: true, HostnameSuffix: "-0",
+		Engine: r.e, Shell: enginetest.Shell, Spec: newSpec, HostsMounted: true,
 		Reopen: func(*testing.T) enginetest.Engine {
 			r.close()
 			return r.open()
