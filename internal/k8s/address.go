@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,12 +20,16 @@ import (
 // by pod exec, which leads into that pod for certain; then both know each other without the API server. What a hostile agent says
 // its key is reaches nobody else: no other agent has our key for this one.
 type addresses struct {
-	log  *slog.Logger
-	exec execer
+	log *slog.Logger
+	run func(ctx context.Context, r compute.Ref, limit int, command ...string) ([]byte, error) // by pod exec
 
 	mu      sync.Mutex // guards what follows
 	pairs   map[compute.Ref]*pairing
 	without map[compute.Ref]time.Time // not to be tried before
+}
+
+func newAddresses(log *slog.Logger, x execer) *addresses {
+	return &addresses{log: log, run: x.run, pairs: make(map[compute.Ref]*pairing), without: make(map[compute.Ref]time.Time)}
 }
 
 // pairing is how one container's agent is reached.
@@ -93,11 +96,11 @@ func (a *addresses) pair(ctx context.Context, r compute.Ref, pod *corev1.Pod) (n
 	if err != nil {
 		return nil, fmt.Errorf("the pod's address: %w", err)
 	}
-	p := &pairing{address: net.JoinHostPort(ip.String(), strconv.Itoa(pinned.Port))}
+	p := &pairing{address: netip.AddrPortFrom(ip, pinned.Port).String()}
 	if p.ours, err = pinned.NewIdentity(); err != nil {
 		return nil, err
 	}
-	said, err := a.exec.run(ctx, r, 2*len(p.theirs)+1, agentPath, "pair", p.ours.Public().String())
+	said, err := a.run(ctx, r, 2*len(p.theirs)+1, agentPath, "pair", p.ours.Public().String())
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -72,7 +71,7 @@ func newDialer(config *rest.Config, client kubernetes.Interface, o DialerOptions
 		pods: func(namespace string) podGetter { return client.CoreV1().Pods(namespace) },
 	}
 	if o.Addresses {
-		d.addr = &addresses{log: d.log, exec: d.exec, pairs: make(map[compute.Ref]*pairing), without: make(map[compute.Ref]time.Time)}
+		d.addr = newAddresses(d.log, d.exec)
 	}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	return d
@@ -96,6 +95,8 @@ func (d *Dialer) DialAgent(ctx context.Context, r compute.Ref) (net.Conn, error)
 	case d.dials <- struct{}{}:
 		defer func() { <-d.dials }()
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // a select may take either
 		return nil, context.Cause(ctx)
 	}
 	if d.addr != nil {
