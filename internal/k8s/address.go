@@ -25,11 +25,17 @@ type addresses struct {
 
 	mu      sync.Mutex // guards what follows
 	pairs   map[compute.Ref]*pairing
-	without map[compute.Ref]time.Time // not to be tried before
+	without map[compute.Ref]failure
 }
 
 func newAddresses(log *slog.Logger, x execer) *addresses {
-	return &addresses{log: log, run: x.run, pairs: make(map[compute.Ref]*pairing), without: make(map[compute.Ref]time.Time)}
+	return &addresses{log: log, run: x.run, pairs: make(map[compute.Ref]*pairing), without: make(map[compute.Ref]failure)}
+}
+
+// failure is an agent that was not reached at its address.
+type failure struct {
+	until time.Time // not to be tried before
+	wait  time.Duration
 }
 
 // pairing is how one container's agent is reached.
@@ -42,8 +48,10 @@ type pairing struct {
 const (
 	// reachLimit is for a connection within a cluster: what takes longer is blocked, or gone.
 	reachLimit = time.Second
-	// tryAgain is when an agent that could not be reached, or does not know how, is tried again.
-	tryAgain = 10 * time.Minute
+	// An agent that could not be reached, or does not know how, is tried again after a while: soon at first, for it may only have
+	// been about to begin another life.
+	tryAgain     = 2 * time.Second
+	tryAgainLast = 10 * time.Minute
 	// maxPairings bounds what is remembered, 2 kB each. Those that are forgotten are learned anew.
 	maxPairings = 20000
 )
@@ -73,20 +81,22 @@ func (a *addresses) again(ctx context.Context, r compute.Ref) net.Conn {
 // first connects to an agent that is not known yet; nil where it is to be reached by pod exec.
 func (a *addresses) first(ctx context.Context, r compute.Ref, pod *corev1.Pod) net.Conn {
 	a.mu.Lock()
-	wait := time.Until(a.without[r]) > 0
+	failed := a.without[r]
 	a.mu.Unlock()
-	if wait {
+	if time.Until(failed.until) > 0 {
 		return nil
 	}
 	nc, err := a.pair(ctx, r, pod)
 	if err == nil || ctx.Err() != nil {
 		return nc
 	}
-	a.log.Info("an agent is reached by pod exec, not at its address", "container", r, "err", err)
+	failed.wait = min(max(tryAgain, 3*failed.wait), tryAgainLast)
+	a.log.Info("an agent is reached by pod exec, not at its address", "container", r, "err", err, "again_after", failed.wait)
+	failed.until = time.Now().Add(failed.wait)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	bound(a.without)
-	a.without[r] = time.Now().Add(tryAgain)
+	a.without[r] = failed
 	return nil
 }
 
@@ -113,6 +123,7 @@ func (a *addresses) pair(ctx context.Context, r compute.Ref, pod *corev1.Pod) (n
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	delete(a.without, r)
 	bound(a.pairs)
 	a.pairs[r] = p
 	return nc, nil

@@ -171,10 +171,15 @@ func TestAddressesUnreachable(t *testing.T) {
 		if asked > 1 || len(a.pairs) != 0 {
 			t.Errorf("%s: asked %d times; %d are remembered", what, asked, len(a.pairs))
 		}
-		a.without[box] = time.Now()
-		_ = a.first(t.Context(), box, podAt(t, tc.ip))
-		if tc.ip == nobody && asked != 2 {
-			t.Errorf("%s: it is not tried again", what)
+		if wait := a.without[box].wait; wait != tryAgain {
+			t.Errorf("%s: it is tried again after %v", what, wait)
+		}
+		for range 8 { // it stays like that
+			a.without[box] = failure{time.Now(), a.without[box].wait}
+			_ = a.first(t.Context(), box, podAt(t, tc.ip))
+		}
+		if wait := a.without[box].wait; wait != tryAgainLast {
+			t.Errorf("%s: in the end it is tried again after %v", what, wait)
 		}
 	}
 }

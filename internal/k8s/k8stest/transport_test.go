@@ -307,7 +307,7 @@ func (p *impatient) serve() {
 	}
 }
 
-// testIdle holds a session without a word through something that ends idle connections after 20 s.
+// testIdle holds a session without a word through something that ends idle connections after 35 s.
 func testIdle(t *testing.T, r *rig) {
 	s := r.run()
 	config, err := clientcmd.BuildConfigFromFlags("", r.cluster.Kubeconfig)
@@ -319,7 +319,7 @@ func testIdle(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := &impatient{Listener: l, to: strings.TrimPrefix(config.Host, "https://"), after: 20 * time.Second}
+	p := &impatient{Listener: l, to: strings.TrimPrefix(config.Host, "https://"), after: 35 * time.Second}
 	go p.serve()
 	m := r.sessions(r.dialer(r.through(l.Addr().String()), false))
 	ctx, cancel := context.WithCancel(r.ctx())
