@@ -42,13 +42,14 @@ var mayImport = map[string][]string{
 	"internal/session": {"internal/compute", "internal/agentproto"},
 
 	"internal/containerd": {"internal/compute"},
-	"internal/k8s":        {"internal/compute"},
+	"internal/k8s":        {"internal/compute", "internal/pinned"},
 	"internal/store":      {"internal/compute"},
 
-	"internal/agent":      {"internal/agentproto"},
+	"internal/agent":      {"internal/agentproto", "internal/pinned"},
 	"internal/agentproto": {},
 	"internal/compute":    {},
 	"internal/config":     {"internal/compute"},
+	"internal/pinned":     {},
 	"internal/version":    {},
 
 	"internal/archtest":   {},
