@@ -42,13 +42,14 @@ var mayImport = map[string][]string{
 	"internal/session": {"internal/compute", "internal/agentproto"},
 
 	"internal/containerd": {"internal/compute"},
-	"internal/k8s":        {"internal/compute"},
+	"internal/k8s":        {"internal/compute", "internal/pinned"},
 	"internal/store":      {"internal/compute"},
 
-	"internal/agent":      {"internal/agentproto"},
+	"internal/agent":      {"internal/agentproto", "internal/pinned"},
 	"internal/agentproto": {},
 	"internal/compute":    {},
 	"internal/config":     {"internal/compute"},
+	"internal/pinned":     {},
 	"internal/version":    {},
 
 	"internal/archtest":   {},
@@ -58,7 +59,9 @@ var mayImport = map[string][]string{
 
 	"bench":             {anything},
 	"deploy/devcluster": {"internal/leakcheck"},
+	"deploy/helm":       {},
 	"deploy/images":     {},
+	"deploy/ship":       {"internal/app", "deploy/images", "deploy/devcluster", "internal/leakcheck", "internal/pgtest"},
 	"deploy/leaks":      {"internal/leakcheck"},
 	"docs/img":          {},
 	"e2e":               {"internal/leakcheck", "internal/pgtest"},

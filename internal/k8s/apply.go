@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -114,6 +115,8 @@ func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 		return e.client.CoreV1().RESTClient(), "persistentvolumeclaims"
 	case schema.GroupKind{Group: "networking.k8s.io", Kind: "NetworkPolicy"}:
 		return e.client.NetworkingV1().RESTClient(), "networkpolicies"
+	case schema.GroupKind{Group: rbacv1.GroupName, Kind: "RoleBinding"}:
+		return e.client.RbacV1().RESTClient(), "rolebindings"
 	}
 	return e.client.AppsV1().RESTClient(), "statefulsets"
 }

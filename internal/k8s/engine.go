@@ -97,7 +97,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	e := &Engine{
-		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Log: o.Log}),
+		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
 		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](),
 	}

@@ -295,7 +295,7 @@ type object interface {
 
 // surroundings are the objects around the pod and its storage.
 func (m maker) surroundings(r compute.Ref) []object {
-	list := []object{m.quota(r), m.limitRange(r), m.service(r)}
+	list := []object{m.quota(r), m.limitRange(r), m.service(r), m.gatewayRole(r)}
 	for _, p := range m.policies(r) {
 		list = append(list, p)
 	}
