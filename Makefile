@@ -63,6 +63,13 @@ test-k8s: ask-go ask-root cluster build/ship ## Run the tests that need a Kubern
 	@$(with-image) build
 	@deploy/test $(or $(ARGS),./deploy/devcluster/clustertest ./internal/k8s/k8stest ./deploy/ship/shiptest)
 
+.PHONY: bench-k8s
+bench-k8s: ask-go ask-root cluster ## Measure Berth on a Kubernetes that it starts, beside kubectl exec and an sshd in the same pod
+	@deploy/install-packages bench
+	@$(with-image) build build/bench-image.tar
+	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
+	@$(root) build/bench --kubernetes $(ARGS)
+
 .PHONY: cluster-up
 cluster-up: ask-go ask-root cluster ## Start a Kubernetes of one node on this machine (ARGS="--dir dir --json")
 	@$(root) build/devcluster/devcluster up $(ARGS)

@@ -42,17 +42,18 @@ var mayImport = map[string][]string{
 	"internal/session": {"internal/compute", "internal/agentproto"},
 
 	"internal/containerd": {"internal/compute"},
-	"internal/k8s":        {"internal/compute"},
+	"internal/k8s":        {"internal/compute", "internal/pinned"},
 	"internal/store":      {"internal/compute"},
 
-	"internal/agent":      {"internal/agentproto"},
+	"internal/agent":      {"internal/agentproto", "internal/pinned"},
 	"internal/agentproto": {},
 	"internal/compute":    {},
 	"internal/config":     {"internal/compute"},
+	"internal/pinned":     {},
 	"internal/version":    {},
 
 	"internal/archtest":   {},
-	"internal/enginetest": {"internal/compute", "internal/control", "internal/session", "internal/agentproto"},
+	"internal/enginetest": {"internal/compute", "internal/control", "internal/store", "internal/session", "internal/agentproto"},
 	"internal/leakcheck":  {},
 	"internal/pgtest":     {},
 

@@ -24,6 +24,7 @@ type Dialer struct {
 	pods  func(namespace string) podGetter
 	exec  execer
 	dials chan struct{} // full while as many are under way as may be
+	addr  *addresses    // nil: all goes by pod exec
 
 	ctx    context.Context // ends with Close, and its connections with it
 	cancel context.CancelCauseFunc
@@ -36,7 +37,9 @@ type podGetter interface {
 // DialerOptions configures a Dialer.
 type DialerOptions struct {
 	Kubeconfig string // file; empty: as a pod of the cluster
-	Log        *slog.Logger
+	// Addresses has agents connected to at their pods' addresses, where these are reached from here, and by pod exec elsewhere.
+	Addresses bool
+	Log       *slog.Logger
 }
 
 // maxDials bounds what the API server is asked for at the same time, as when all of a node's connections end at once. A dial
@@ -67,6 +70,9 @@ func newDialer(config *rest.Config, client kubernetes.Interface, o DialerOptions
 		log: o.Log, exec: execer{config, client.CoreV1().RESTClient()}, dials: make(chan struct{}, maxDials),
 		pods: func(namespace string) podGetter { return client.CoreV1().Pods(namespace) },
 	}
+	if o.Addresses {
+		d.addr = newAddresses(d.log, d.exec)
+	}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	return d
 }
@@ -80,11 +86,27 @@ func (d *Dialer) Close() error {
 // DialAgent connects to the container's agent; CodeNotRunning when there is none. The connection lives until it or the Dialer
 // is closed.
 func (d *Dialer) DialAgent(ctx context.Context, r compute.Ref) (net.Conn, error) {
+	if d.addr != nil {
+		if nc := d.addr.again(ctx, r); nc != nil {
+			return d.keep(nc), nil // the API server had no part in it
+		}
+	}
 	select {
 	case d.dials <- struct{}{}:
 		defer func() { <-d.dials }()
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // a select may take either
 		return nil, context.Cause(ctx)
+	}
+	if d.addr != nil {
+		pod, err := d.find(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		if nc := d.addr.first(ctx, r, pod); nc != nil {
+			return d.keep(nc), nil
+		}
 	}
 	nc, err := d.exec.dial(ctx, d.ctx, r, agentPath, "connect")
 	switch {
@@ -97,19 +119,42 @@ func (d *Dialer) DialAgent(ctx context.Context, r compute.Ref) (net.Conn, error)
 	}
 	// What comes back of an exec into a container that does not run are words for people: of the API server, the kubelet or
 	// the runtime.
-	p, podErr := d.pods(r.String()).Get(ctx, podName(r), metav1.GetOptions{})
-	switch {
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case apierrors.IsNotFound(podErr), podErr == nil && !mainRuns(p):
-		return nil, notRunning()
+	if _, podErr := d.find(ctx, r); compute.CodeOf(podErr) == compute.CodeNotRunning {
+		return nil, podErr
 	}
 	return nil, explain(ctx, "connect to the agent", err)
+}
+
+// find returns the pod that a container runs in; CodeNotRunning when there is none.
+func (d *Dialer) find(ctx context.Context, r compute.Ref) (*corev1.Pod, error) {
+	p, err := d.pods(r.String()).Get(ctx, podName(r), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err), err == nil && !mainRuns(p):
+		return nil, notRunning()
+	case err != nil:
+		return nil, explain(ctx, "look at the container's pod", err)
+	}
+	return p, nil
 }
 
 func mainRuns(p *corev1.Pod) bool {
 	status := statusOf(p.Status.ContainerStatuses, nameMain)
 	return p.DeletionTimestamp == nil && status != nil && status.State.Running != nil
+}
+
+// keep has a connection end with the Dialer.
+func (d *Dialer) keep(nc net.Conn) net.Conn {
+	return kept{nc, context.AfterFunc(d.ctx, func() { _ = nc.Close() })}
+}
+
+type kept struct {
+	net.Conn
+	release func() bool
+}
+
+func (k kept) Close() error {
+	k.release()
+	return k.Conn.Close()
 }
 
 func notRunning() *compute.Error {

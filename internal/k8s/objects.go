@@ -25,6 +25,7 @@ const (
 
 	annotationGeneration = "berth/generation" // of the desired state that was applied last
 	annotationMounts     = "berth/mounts"     // of a pod: the mount paths that it was made with
+	annotationTried      = "berth/tried"      // of a StatefulSet whose pod could not be made: when it was asked for again
 )
 
 // Names within a container's namespace.

@@ -33,6 +33,8 @@ type Options struct {
 	RuntimeClass   string
 	UserNamespaces bool // hostUsers: false; nodes must be able to
 
+	Addresses bool // agents are connected to at their pods' addresses, where these can be reached
+
 	StopGrace time.Duration // between TERM and KILL; default 20 s
 
 	Log *slog.Logger
