@@ -144,6 +144,7 @@ func (e *Engine) follow(ctx context.Context) error {
 		"Namespace": core.Namespaces().Informer(), "StatefulSet": apps.StatefulSets().Informer(),
 		"ResourceQuota": core.ResourceQuotas().Informer(), "LimitRange": core.LimitRanges().Informer(),
 		"Service": core.Services().Informer(), "NetworkPolicy": ours.Networking().V1().NetworkPolicies().Informer(),
+		"RoleBinding": ours.Rbac().V1().RoleBindings().Informer(),
 	}
 	e.live = make(map[string]cache.Store, len(applied))
 	nodes := all.Core().V1().Nodes().Informer()
