@@ -22,6 +22,7 @@ const usage = `usage: agent COMMAND
   install [--hostname NAME] DIR                            put this program where a container will have it
   seed --volume DIR NAME:PATH…                             fill a volume's directories from the image, each once
   usage DIR…                                               measure the container, with what is in directories
+  probe listen|reached|missed|processes …                  look at what surrounds a pod
   --version
 `
 
@@ -82,6 +83,8 @@ func runCommand(name string, args []string) (known bool, err error) {
 			return true, err
 		}
 		return true, json.NewEncoder(os.Stdout).Encode(u)
+	case name == "probe":
+		return true, Probe(os.Stdout, fs.Args())
 	case name == "--version", name == "-v", name == "version":
 		fmt.Println(version.String())
 		return true, nil
