@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -28,6 +29,7 @@ func (b *berth) openCluster(ctx context.Context, installation string, p *progres
 	if err != nil {
 		return err
 	}
+	b.watchIsolation(e)
 	if b.cfg.Database == "" {
 		b.ownEngine(e)
 		return nil
@@ -46,6 +48,22 @@ func (b *berth) openCluster(ctx context.Context, installation string, p *progres
 		return b.control.Run(ctx)
 	}
 	return b.share("kubernetes "+place, rest, drive, func() error { return nil })
+}
+
+// watchIsolation learns once whether the cluster keeps containers to their network policies.
+func (b *berth) watchIsolation(e *k8s.Engine) {
+	enforced := new(atomic.Int32)
+	enforced.Store(-1)
+	b.metrics.Gauge("berth_network_policies_enforced", func() float64 { return float64(enforced.Load()) })
+	b.tasks = append(b.tasks, func(ctx context.Context) error {
+		e.WatchIsolation(ctx, func(i k8s.Isolation) {
+			enforced.Store(0)
+			if i.Enforced() {
+				enforced.Store(1)
+			}
+		})
+		return nil
+	})
 }
 
 // clusterOptions are the Kubernetes engine's, from the settings.

@@ -28,6 +28,8 @@ func TestRights(t *testing.T) {
 		{"each account", testRights},
 		{"one that has too few", testMissing},
 		{"admission", testAdmission},
+		{"probe", testProbe},
+		{"doctor", testDoctor},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
