@@ -171,6 +171,7 @@ func faults() []fault {
 			name: "a verb that is missing",
 			options: func(t *testing.T, r *rig, o *k8s.Options) {
 				r.account(t, "verbless", `[{"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch", "patch", "delete"]},
+					{"apiGroups": ["rbac.authorization.k8s.io"], "verbs": ["create", "bind"], "resources": ["rolebindings", "clusterroles"]},
 					{"apiGroups": ["", "networking.k8s.io", "apps"], "verbs": ["create"], "resources":
 						["namespaces", "resourcequotas", "limitranges", "services", "networkpolicies", "statefulsets", "pods/exec"]}]`)
 				o.Kubeconfig = r.tokenFor(t, "verbless")

@@ -373,11 +373,11 @@ func (p *plane) wantCode(err error, want compute.Code) {
 func testUpgrade(t *testing.T, p *plane) {
 	ref := p.run()
 	p.close()
-	p.opt.AcceptEnv, p.opt.GatewayNamespace = []string{"LANG"}, "berth-2"
+	p.opt.AcceptEnv, p.opt.GatewayLabels = []string{"LANG"}, map[string]string{"app": "gateway"}
 	p.open()
 	p.await(ref, compute.StatusRunning, "")
 	p.sameLife(ref)
-	p.eventually(ref, "berth-2", "get", "networkpolicy", "from-gateway", "-o", `jsonpath={.spec.ingress[0].from[0].namespaceSelector.matchLabels.kubernetes\.io/metadata\.name}`)
+	p.eventually(ref, "gateway", "get", "networkpolicy", "from-gateway", "-o", "jsonpath={.spec.ingress[0].from[0].podSelector.matchLabels.app}")
 	template := p.kubectl(ref, "get", "statefulset", string(ref.ID), "-o", "jsonpath={.spec.template.spec.containers[0].command}")
 	if !strings.Contains(template, "--accept-env") {
 		t.Errorf("its template is the old one: %s", template)
