@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,6 +22,7 @@ func onCluster() bool { return os.Getenv(clusterVariable) != "" }
 
 // machineOnly are the scripts of the shared instance that look at the embedded engine itself, from this machine.
 var machineOnly = map[string]string{
+	"mounts-full":  "volumes with a bound",
 	"limits":       "control groups of the machine",
 	"network":      "the firewall of the embedded engine; the development cluster enforces no policies",
 	"storage-full": "volumes with a bound; those of the development cluster have none",
@@ -97,17 +98,24 @@ func kubectl(args ...string) (string, error) {
 	return out.String(), nil
 }
 
+// ours lists the cluster's namespaces that are containers'.
+func ours() ([]string, error) {
+	text, err := kubectl("get", "namespaces", "-l", "app.kubernetes.io/managed-by=berth", "-o", "name")
+	return strings.Fields(text), err
+}
+
 // emptyCluster waits until nothing of the instance's containers, which scripts deleted, is left on the cluster.
 func (i *instance) emptyCluster() error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for deadline := time.Now().Add(statusLimit); ; <-tick.C {
-		left, err := kubectl("get", "namespaces", "-l", "app.kubernetes.io/managed-by=berth", "-o", "name")
-		if left = strings.TrimSpace(left); err == nil && left == "" {
+		left, err := ours()
+		left = slices.DeleteFunc(left, func(name string) bool { return slices.Contains(i.others, name) })
+		if err == nil && len(left) == 0 {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("left on the cluster: %w", cmp.Or(err, errors.New(left)))
+			return fmt.Errorf("left on the cluster: %v (%w)", left, err)
 		}
 	}
 }

@@ -40,6 +40,7 @@ type instance struct {
 	env   []string
 
 	before *leakcheck.Snapshot
+	others []string // on a cluster, the namespaces of containers that were there before
 
 	apart   bool // the roles run as processes of their own, berth-api and berth-gateway
 	main    *daemon
@@ -107,6 +108,11 @@ func newInstance() (*instance, error) {
 		return nil, err
 	}
 	i := &instance{dir: dir, data: filepath.Join(dir, "data"), log: filepath.Join(dir, "log"), before: before}
+	if onCluster() {
+		if i.others, err = ours(); err != nil {
+			return nil, err
+		}
+	}
 	return i, os.Mkdir(i.data, 0o755)
 }
 

@@ -19,7 +19,8 @@ import (
 )
 
 // Scripts run with these variables, of the account that is logged in: ME (its name), HOME, TOKEN, KEYID, KEY (the private
-// key's file), API, ZONE, SSH_PORT and DATA (the data directory); IMAGE is the base image's archive. On a
+// key's file), API, ZONE, SSH_PORT and DATA (the data directory); IMAGE is the base image's archive, OLDEST_AGENT
+// the oldest agent that gateways serve. On a
 // cluster KUBECTL is its kubectl. ssh, scp and sftp are the
 // stock ones with -F, as everything that calls them gets them; they end with 124 after LIMIT seconds, and SSH is the client itself.
 // BERTH_DATA names the instance for berth's own commands. nobody runs a program as that user.
@@ -65,6 +66,7 @@ func TestScripts(t *testing.T) {
 				env.Setenv("KUBECONFIG", c.Kubeconfig)
 				return err
 			}
+			env.Setenv("OLDEST_AGENT", filepath.Join(bin, "../build/oldest-agent"))
 			image, err := imagePath()
 			env.Setenv("IMAGE", image)
 			return err

@@ -55,7 +55,11 @@ func (n *node) configure() error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(configured("registries"), 0o755); err != nil {
+	hosts := filepath.Join(configured("registries"), n.registry())
+	if err := os.MkdirAll(hosts, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(n.hostsFile()), 0o644); err != nil {
 		return err
 	}
 	if err := writePauseImage(configured("pause.tar"), nodePrograms+"/pause"); err != nil {
@@ -128,6 +132,8 @@ func (n *node) list() []*component {
 			"--data-dir="+nodeDir+"/etcd", "--unsafe-no-fsync", "--log-level=warn",
 			"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 			"--listen-peer-urls=http://127.0.0.1:2380"),
+		newComponent("registry", healthy("http://"+n.registry()+"/v2/"), nodePrograms+"/devcluster", registryVerb,
+			n.registry(), nodeDir+"/registry"),
 		newComponent("apiserver", healthy(n.server()+"/readyz"), kube, "apiserver",
 			"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+n.node().String(),
 			"--service-cluster-ip-range="+n.services().String(), "--authorization-mode=Node,RBAC", "--allow-privileged",

@@ -53,13 +53,15 @@ var mayImport = map[string][]string{
 	"internal/version":    {},
 
 	"internal/archtest":   {},
-	"internal/enginetest": {"internal/compute", "internal/control", "internal/session", "internal/agentproto"},
+	"internal/enginetest": {"internal/compute", "internal/control", "internal/store", "internal/session", "internal/agentproto"},
 	"internal/leakcheck":  {},
 	"internal/pgtest":     {},
 
 	"bench":             {anything},
 	"deploy/devcluster": {"internal/leakcheck"},
+	"deploy/helm":       {},
 	"deploy/images":     {},
+	"deploy/ship":       {"internal/app", "deploy/images", "deploy/devcluster", "internal/leakcheck", "internal/pgtest"},
 	"deploy/leaks":      {"internal/leakcheck"},
 	"docs/img":          {},
 	"e2e":               {"internal/leakcheck", "internal/pgtest"},

@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	appslisters "k8s.io/client-go/listers/apps/v1"
@@ -17,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"berth/internal/compute"
@@ -25,10 +31,16 @@ import (
 
 const (
 	fieldManager = "berth"
-	callTimeout  = 30 * time.Second // for the API server's answer to a call
+	callTimeout  = 30 * time.Second // for the API server's answer to a call to begin
 	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
+
+	firstAgentRetry = 50 * time.Millisecond
+	longAgentRetry  = time.Second
+
 	patience     = 10 * time.Second // with what may pass in a start's usual course, before its owner is told
 	longPatience = 30 * time.Second // with what only events say: a kubelet that was early tries again after some seconds
+	goneWithin   = time.Minute      // a namespace, before the operator is told what holds it
+	silentAfter  = time.Minute      // a node is given up here, once the cluster has not heard of it for some time itself
 )
 
 // Engine runs containers on a cluster. It implements control.Engine and session.Dialer.
@@ -47,10 +59,15 @@ type Engine struct {
 	pods       corelisters.PodLister
 	sets       appslisters.StatefulSetLister
 	nodes      corelisters.NodeLister
+	live       map[string]cache.Store // what is applied, as the cluster has it, by kind
 
-	cancel context.CancelCauseFunc
-	ctx    context.Context // ends with Close
-	calls  sync.WaitGroup  // that change a container; none begins once ctx ended
+	reviews workqueue.TypedDelayingInterface[compute.Ref]
+	cancel  context.CancelCauseFunc
+	ctx     context.Context // ends with Close
+	calls   sync.WaitGroup  // that change a container, and the reviews; none begins once ctx ended
+
+	nodeMu sync.Mutex
+	silent map[string]time.Time // since when, by our own clock, the cluster does not hear of a node; guarded by nodeMu
 
 	mu       sync.Mutex // guards all below; never held over I/O
 	units    map[compute.Ref]*unit
@@ -74,13 +91,15 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return caller{next, o.Log} })
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
 		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
-		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}),
+		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
+		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](),
 	}
 	e.exec = e.dialer.exec
 	if e.image, err = readImage(ctx, o.Image, o.ImageArchive); err != nil {
@@ -112,35 +131,39 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 // follow starts to watch the cluster's objects, and returns when it knows them all.
 func (e *Engine) follow(ctx context.Context) error {
 	ours := informers.NewSharedInformerFactoryWithOptions(e.client, 0,
-		informers.WithTransform(withoutManagedFields),
+		informers.WithTransform(slim),
 		informers.WithTweakListOptions(func(l *metav1.ListOptions) {
 			l.LabelSelector = labelManaged + "=" + managedBy + "," + labelInstallation + "=" + e.opt.InstallationID
 		}))
-	all := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(withoutManagedFields))
+	all := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim))
 	e.factories = []informers.SharedInformerFactory{ours, all}
-	core := ours.Core().V1()
+	core, apps := ours.Core().V1(), ours.Apps().V1()
 	e.namespaces, e.claims, e.pods = core.Namespaces().Lister(), core.PersistentVolumeClaims().Lister(), core.Pods().Lister()
-	e.sets, e.nodes = ours.Apps().V1().StatefulSets().Lister(), all.Core().V1().Nodes().Lister()
-	informed := []cache.SharedIndexInformer{
-		core.Namespaces().Informer(), core.PersistentVolumeClaims().Informer(), core.Pods().Informer(),
-		ours.Apps().V1().StatefulSets().Informer(), all.Core().V1().Nodes().Informer(),
+	e.sets, e.nodes = apps.StatefulSets().Lister(), all.Core().V1().Nodes().Lister()
+	applied := map[string]cache.SharedIndexInformer{
+		"Namespace": core.Namespaces().Informer(), "StatefulSet": apps.StatefulSets().Informer(),
+		"ResourceQuota": core.ResourceQuotas().Informer(), "LimitRange": core.LimitRanges().Informer(),
+		"Service": core.Services().Informer(), "NetworkPolicy": ours.Networking().V1().NetworkPolicies().Informer(),
 	}
-	var mu sync.Mutex
-	var lastErr error
-	for i, informer := range informed {
+	e.live = make(map[string]cache.Store, len(applied))
+	nodes := all.Core().V1().Nodes().Informer()
+	informed := map[cache.SharedIndexInformer]func(any){
+		core.PersistentVolumeClaims().Informer(): e.changed, core.Pods().Informer(): e.changed, nodes: e.nodeChanged,
+	}
+	for kind, informer := range applied {
+		e.live[kind], informed[informer] = informer.GetStore(), e.changed
+	}
+	complaints := &complaints{last: make(map[cache.SharedIndexInformer]error)}
+	for informer, changed := range informed {
 		if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-			mu.Lock()
-			lastErr = err
-			mu.Unlock()
+			err = timely(err)
+			complaints.note(informer, err)
 			e.log.Warn("watch the cluster", "err", err)
 		}); err != nil {
 			return err
 		}
-		if i == len(informed)-1 {
-			break // nodes are only asked for
-		}
 		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: e.changed, DeleteFunc: e.changed, UpdateFunc: func(_, now any) { e.changed(now) },
+			AddFunc: changed, DeleteFunc: changed, UpdateFunc: func(_, now any) { changed(now) },
 		}); err != nil {
 			return err
 		}
@@ -148,23 +171,112 @@ func (e *Engine) follow(ctx context.Context) error {
 	for _, f := range e.factories {
 		f.Start(e.ctx.Done())
 	}
+	e.calls.Go(func() {
+		for {
+			r, closed := e.reviews.Get()
+			if closed {
+				return
+			}
+			e.review(r)
+			e.reviews.Done(r)
+		}
+	})
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	for _, informer := range informed {
+	for informer := range informed {
 		if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-			mu.Lock()
-			defer mu.Unlock()
-			return fmt.Errorf("read the cluster's objects: %w", errors.Join(context.Cause(ctx), lastErr))
+			return fmt.Errorf("read the cluster's objects: %w", errors.Join(context.Cause(ctx), complaints.all()))
 		}
 	}
 	return nil
 }
 
-func withoutManagedFields(object any) (any, error) {
+// complaints are what each informer failed with last.
+type complaints struct {
+	mu   sync.Mutex
+	last map[cache.SharedIndexInformer]error
+}
+
+func (c *complaints) note(i cache.SharedIndexInformer, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last[i] = err
+}
+
+// all are those of the informers that have not read their objects yet, each once.
+func (c *complaints) all() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	said := make(map[string]error)
+	for i, err := range c.last {
+		if !i.HasSynced() {
+			said[err.Error()] = err
+		}
+	}
+	var errs []error
+	for _, text := range slices.Sorted(maps.Keys(said)) {
+		errs = append(errs, said[text])
+	}
+	return errors.Join(errs...)
+}
+
+// slim takes out what the caches need not hold: which field is whose. Who wrote, and when, stays.
+func slim(object any) (any, error) {
 	if o, err := meta.Accessor(object); err == nil {
-		o.SetManagedFields(nil)
+		for i, f := range o.GetManagedFields() {
+			f.FieldsV1 = nil
+			o.GetManagedFields()[i] = f
+		}
 	}
 	return object, nil
+}
+
+// nodeChanged takes note of a node that the cluster no longer hears of, or hears of again.
+func (e *Engine) nodeChanged(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	n, ok := object.(*corev1.Node)
+	if !ok {
+		return
+	}
+	_, err := e.nodes.Get(n.Name) // of one that is gone, the cluster ends the pods
+	unknown := err == nil && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	})
+	e.nodeMu.Lock()
+	_, was := e.silent[n.Name]
+	switch {
+	case unknown && !was:
+		e.silent[n.Name] = time.Now()
+	case !unknown:
+		delete(e.silent, n.Name)
+	}
+	e.nodeMu.Unlock()
+	if unknown == was {
+		return
+	}
+	after := time.Duration(0)
+	if unknown {
+		after = silentAfter
+	}
+	e.log.Warn("a node is heard of no more, or again", "node", n.Name, "heard", !unknown)
+	pods, err := e.pods.List(labels.Everything())
+	if err != nil {
+		return // a lister has no errors
+	}
+	for _, p := range pods {
+		if r, err := compute.ParseRef(p.Namespace); err == nil && p.Spec.NodeName == n.Name {
+			e.reviews.AddAfter(r, after)
+		}
+	}
+}
+
+func (e *Engine) isSilent(node string) bool {
+	e.nodeMu.Lock()
+	defer e.nodeMu.Unlock()
+	since, ok := e.silent[node]
+	return ok && time.Since(since) >= silentAfter
 }
 
 // Close ends what the engine runs here. Containers go on.
@@ -172,6 +284,7 @@ func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.cancel(errClosed)
 	e.mu.Unlock()
+	e.reviews.ShutDown()
 	err := e.dialer.Close()
 	e.calls.Wait()
 	for _, f := range e.factories {
@@ -194,7 +307,7 @@ func (e *Engine) look(r compute.Ref) sight {
 		s.set = o
 	}
 	if o, err := e.pods.Pods(ns).Get(podName(r)); err == nil {
-		s.pod = o
+		s.pod, s.silent = o, e.isSilent(o.Spec.NodeName)
 	}
 	return s.see()
 }

@@ -25,6 +25,7 @@ const (
 
 	annotationGeneration = "berth/generation" // of the desired state that was applied last
 	annotationMounts     = "berth/mounts"     // of a pod: the mount paths that it was made with
+	annotationTried      = "berth/tried"      // of a StatefulSet whose pod could not be made: when it was asked for again
 )
 
 // Names within a container's namespace.
@@ -294,7 +295,7 @@ type object interface {
 
 // surroundings are the objects around the pod and its storage.
 func (m maker) surroundings(r compute.Ref) []object {
-	list := []object{m.quota(r), m.limitRange(r), m.service(r)}
+	list := []object{m.quota(r), m.limitRange(r), m.service(r), m.gatewayRole(r)}
 	for _, p := range m.policies(r) {
 		list = append(list, p)
 	}

@@ -1,0 +1,97 @@
+package pack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// Pushed is where an image is in a registry.
+type Pushed struct {
+	Ref           string // by digest
+	Architectures []string
+}
+
+// Push brings the images of a layout to a registry, such as registry.example.com/berth, each under its name and the tag, and
+// returns where each is. What the registry has already is not sent. It logs in as docker does. say is told of
+// each image.
+func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map[string]Pushed, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there are no images in %s; `make images` makes them", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRegistry(registry); err != nil {
+		return nil, err
+	}
+	where := map[string]Pushed{}
+	for _, m := range manifest.Manifests {
+		image := m.Annotations[refName]
+		ref, err := name.NewTag(registry+"/"+image+":"+Tag(tag), name.StrictValidation)
+		if err != nil {
+			return nil, err
+		}
+		part, err := index.ImageIndex(m.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if err := remote.WriteIndex(ref, part, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
+			return nil, fmt.Errorf("push %s: %w; is this the registry's address, and are you logged in there (docker login, crane auth login)?", ref, err)
+		}
+		pushed := Pushed{Ref: ref.Context().Digest(m.Digest.String()).String()}
+		if pushed.Architectures, err = architectures(part); err != nil {
+			return nil, err
+		}
+		where[image] = pushed
+		say(fmt.Sprintf("%s (%s)", pushed.Ref, strings.Join(pushed.Architectures, ", ")))
+	}
+	return where, nil
+}
+
+// architectures are what an image is there for.
+func architectures(index v1.ImageIndex) ([]string, error) {
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, m := range manifest.Manifests {
+		list = append(list, m.Platform.Architecture)
+	}
+	return list, nil
+}
+
+// checkRegistry refuses what is no place for images.
+func checkRegistry(registry string) error {
+	advice := "give its address without a scheme, and a path of your own below it, such as registry.example.com/berth"
+	if strings.Contains(registry, "://") || strings.HasSuffix(registry, "/") {
+		return fmt.Errorf("%q is no place in a registry; %s", registry, advice)
+	}
+	if _, err := name.NewRepository(registry+"/"+API, name.StrictValidation); err != nil {
+		return fmt.Errorf("%q is no place in a registry; %s: %w", registry, advice, err)
+	}
+	return nil
+}
+
+var notInTag = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+
+// Tag is a version as a registry takes it.
+func Tag(version string) string {
+	tag := strings.TrimLeft(notInTag.ReplaceAllString(version, "-"), ".-")
+	return tag[:min(len(tag), 128)]
+}
