@@ -41,9 +41,9 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-go ask-root ## Install what is missing and run the tests with the race detector: the packages', then end to end (not test-k8s)
+test: ask-go ask-root cluster ## Install what is missing and run the tests with the race detector: packages, end to end, on Kubernetes
 	@deploy/install-packages test
-	@$(with-image) build build/oldest-agent
+	@$(with-image) build build/oldest-agent $(images)/index.json
 	@deploy/test $(ARGS)
 
 .PHONY: check
@@ -59,16 +59,10 @@ bench: ask-go ask-root ## Measure Berth beside OpenSSH's own server, and print a
 	@$(root) build/bench $(ARGS)
 
 .PHONY: test-k8s
-test-k8s: ask-go ask-root cluster build/ship ## Run the tests that need a Kubernetes, on one that they start (ARGS as for test)
-	@$(with-image) build
-	@deploy/test $(or $(ARGS),./deploy/devcluster/clustertest ./internal/k8s/k8stest ./deploy/ship/shiptest)
-
-.PHONY: bench-k8s
-bench-k8s: ask-go ask-root cluster ## Measure Berth on a Kubernetes that it starts, beside kubectl exec and an sshd in the same pod
-	@deploy/install-packages bench
-	@$(with-image) build build/bench-image.tar
-	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
-	@$(root) build/bench --kubernetes $(ARGS)
+test-k8s: ask-go ask-root cluster ## Run those alone that need a Kubernetes, on ones that they start (ARGS as for test)
+	@deploy/install-packages test
+	@$(with-image) build $(images)/index.json
+	@deploy/test $(or $(ARGS),kubernetes)
 
 .PHONY: cluster-up
 cluster-up: ask-go ask-root cluster ## Start a Kubernetes of one node on this machine (ARGS="--dir dir --json")

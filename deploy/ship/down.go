@@ -18,9 +18,6 @@ import (
 // kept are the kinds of objects that stay unless everything is to go: the namespace, with the database and the keys in it.
 var kept = []string{"Namespace", "PersistentVolumeClaim", "Secret"}
 
-// tenants selects the containers' namespaces, of whichever installation.
-const tenants = "app.kubernetes.io/managed-by=berth,berth/installation"
-
 // down removes Berth from the cluster.
 func down(ctx context.Context, o options, say func(string, ...any), stdin *os.File, out io.Writer) error {
 	c, err := findCluster(o)
@@ -37,11 +34,10 @@ func down(ctx context.Context, o options, say func(string, ...any), stdin *os.Fi
 	if err != nil {
 		return err
 	}
-	list, err := c.do(ctx, "", "get", "namespaces", "--selector", tenants, "-o", "jsonpath={range .items[*]}{.metadata.name}{\"\\n\"}{end}")
+	containers, err := c.containers(ctx, o.remove)
 	if err != nil {
 		return err
 	}
-	containers := strings.Fields(list)
 	what := fmt.Sprintf("This removes Berth's programs and rights from the cluster. Its database and keys stay, and containers (%d) go on running.", len(containers))
 	if o.remove {
 		what = fmt.Sprintf("This removes Berth from the cluster, its database, and all containers (%d) with what they store. There is no way back.", len(containers))
@@ -80,6 +76,31 @@ func down(ctx context.Context, o options, say func(string, ...any), stdin *os.Fi
 	}
 	say("removed")
 	return errors.Join(errs...)
+}
+
+// containers are the namespaces of containers; to be removed, they must be of one installation.
+func (c *cluster) containers(ctx context.Context, remove bool) ([]string, error) {
+	var list struct {
+		Items []struct {
+			Metadata struct {
+				Name   string
+				Labels map[string]string
+			}
+		}
+	}
+	if err := c.get(ctx, &list, "namespaces", "--selector", "app.kubernetes.io/managed-by=berth,berth/installation"); err != nil {
+		return nil, err
+	}
+	var names, installations []string
+	for _, ns := range list.Items {
+		names, installations = append(names, ns.Metadata.Name), append(installations, ns.Metadata.Labels["berth/installation"])
+	}
+	slices.Sort(installations)
+	if installations = slices.Compact(installations); remove && len(installations) > 1 {
+		return nil, fmt.Errorf("this cluster has containers of %d installations (label berth/installation: %s), of which at most one is this one. "+
+			"Remove the others' namespaces first, if nobody needs them", len(installations), strings.Join(installations, ", "))
+	}
+	return names, nil
 }
 
 // object is a manifest, and what kind it is.

@@ -196,7 +196,11 @@ func (c *cluster) dropOldSettings(ctx context.Context) error {
 // welcome makes the caller an administrator, unless there is one of their name, and leaves them what they need in the data
 // directory. It returns their name there.
 func (c *cluster) welcome(ctx context.Context, o options, p places) (string, error) {
-	client, err := app.NewClient(o.data)
+	dir, err := filepath.Abs(o.data) // ssh_config is used from anywhere
+	if err != nil {
+		return "", err
+	}
+	client, err := app.NewClient(dir)
 	if err != nil {
 		return "", err
 	}

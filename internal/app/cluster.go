@@ -53,7 +53,7 @@ func clusterOptions(c config.Config) (k8s.Options, error) {
 	o := k8s.Options{
 		Kubeconfig: c.Kubeconfig, Image: c.Image, AgentImage: c.Agent, PullPolicy: corev1.PullPolicy(c.PullPolicy), AcceptEnv: c.AcceptEnv,
 		StorageClass: c.StorageClass, GatewayNamespace: ownNamespace(c), PriorityClass: c.PriorityClass,
-		RuntimeClass: c.RuntimeClass, UserNamespaces: c.UserNamespaces,
+		RuntimeClass: c.RuntimeClass, UserNamespaces: c.UserNamespaces, Addresses: c.AgentTransport == config.TransportPod,
 		NodeSelector: k8s.ParseLabels(c.NodeSelector), Tolerations: k8s.ParseTolerations(c.Tolerations),
 	}
 	if c.Resolver != "" {

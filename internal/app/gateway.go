@@ -75,7 +75,9 @@ func (b *berth) gatewayDialer() (session.Dialer, error) {
 	if !b.cfg.OnKubernetes() {
 		return containerd.NewDialer(b.cfg.EnginePath())
 	}
-	d, err := k8s.NewDialer(k8s.DialerOptions{Kubeconfig: b.cfg.Kubeconfig, Log: b.log.With("part", "kubernetes")})
+	d, err := k8s.NewDialer(k8s.DialerOptions{
+		Kubeconfig: b.cfg.Kubeconfig, Addresses: b.cfg.AgentTransport == config.TransportPod, Log: b.log.With("part", "kubernetes"),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -63,6 +63,7 @@ type Config struct {
 	RuntimeClass        string   `koanf:"runtime-class" help:"RuntimeClass of the containers' pods, such as a sandbox's"`
 	UserNamespaces      bool     `koanf:"user-namespaces" help:"run the containers' pods in user namespaces (hostUsers: false); nodes must be able to"`
 	PullPolicy          string   `koanf:"pull-policy" help:"when nodes pull images: Always, IfNotPresent or Never; empty: as Kubernetes does"`
+	AgentTransport      string   `koanf:"agent-transport" help:"how containers' agents are reached: exec, by way of the API server, or pod, at their pods' addresses where those can be reached"`
 	Resolver            string   `koanf:"resolver" help:"resolver of the containers' names, an address; empty: the cluster's"`
 	Blocked             []string `koanf:"blocked" help:"networks that containers may not reach, beside private ones, such as 198.51.100.0/24"`
 
@@ -110,7 +111,7 @@ func Default() Config {
 	l := compute.DefaultLimits()
 	return Config{
 		DataDir: "data", HTTPAddr: "127.0.0.1:7080", SSHAddr: "127.0.0.1:2222", Zone: "compute.localhost",
-		Engine: EngineContainerd, Containerd: "containerd", ReserveGB: 5,
+		Engine: EngineContainerd, AgentTransport: TransportExec, Containerd: "containerd", ReserveGB: 5,
 		AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM"},
 		HS256Name: "shared", HS256Types: []string{"session"}, HS256MaxTTL: 24 * time.Hour, HS256Admins: []string{},
 		OIDC:     []string{},

@@ -80,6 +80,7 @@ func TestBadSettings(t *testing.T) {
 		"--tolerations==x":                   "with :EFFECT",
 		"--tolerations=tenants=yes:Sometime": "NoExecute",
 		"--pull-policy=Sometimes":            "IfNotPresent",
+		"--agent-transport=http":             "exec or pod",
 		"--architecture=riscv64":             "arm64",
 		"--resolver=kube-dns":                "no address",
 		"--blocked=198.51.100.1/24":          "first address",

@@ -14,6 +14,12 @@ const (
 	EngineKubernetes = "kubernetes"
 )
 
+// Transports to agents in pods.
+const (
+	TransportExec = "exec"
+	TransportPod  = "pod"
+)
+
 // OnKubernetes says whether a cluster runs the containers.
 func (c Config) OnKubernetes() bool { return c.Engine == EngineKubernetes }
 
@@ -68,6 +74,11 @@ func (c Config) checkKubernetes(bad func(setting, format string, args ...any)) {
 	case "", "amd64", "arm64":
 	default:
 		bad("architecture", "choose amd64 or arm64")
+	}
+	switch c.AgentTransport {
+	case TransportExec, TransportPod:
+	default:
+		bad("agent-transport", "choose exec or pod")
 	}
 	if _, err := netip.ParseAddr(c.Resolver); c.Resolver != "" && err != nil {
 		bad("resolver", "%q is no address, such as 10.96.0.10", c.Resolver)

@@ -132,7 +132,8 @@ func (k killer) Handle(ctx context.Context, r slog.Record) error {
 }
 
 func (k killer) WithAttrs(a []slog.Attr) slog.Handler { return killer{k.Handler.WithAttrs(a), k.left} }
-func (k killer) WithGroup(g string) slog.Handler      { return killer{k.Handler.WithGroup(g), k.left} }
+
+func (k killer) WithGroup(g string) slog.Handler { return killer{k.Handler.WithGroup(g), k.left} }
 
 // RunKilled kills control planes with SIGKILL after every step of a create, a stop, a start and a delete. The next one must
 // finish the work, with nothing left of what was deleted, and nothing lost of what was not.

@@ -52,7 +52,7 @@ func answer(w http.ResponseWriter, code int, object any) {
 	_ = json.NewEncoder(w).Encode(object)
 }
 
-func refusalOf(code int, reason metav1.StatusReason) metav1.Status {
+func refusing(code int, reason metav1.StatusReason) metav1.Status {
 	return metav1.Status{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: int32(code), Reason: reason,
 		Message: "words of the API server",
@@ -75,21 +75,21 @@ func TestDialerAnswers(t *testing.T) {
 		execs     int32 // requests for it
 	}{
 		"no pod": {
-			func(w http.ResponseWriter) { answer(w, 404, refusalOf(404, metav1.StatusReasonNotFound)) }, nil,
+			func(w http.ResponseWriter) { answer(w, 404, refusing(404, metav1.StatusReasonNotFound)) }, nil,
 			compute.CodeNotRunning, "not running", 1,
 		},
 		"a pod that does not run": {
-			func(w http.ResponseWriter) { answer(w, 400, refusalOf(400, metav1.StatusReasonBadRequest)) },
+			func(w http.ResponseWriter) { answer(w, 400, refusing(400, metav1.StatusReasonBadRequest)) },
 			func(w http.ResponseWriter) { answer(w, 200, corev1.Pod{}) },
 			compute.CodeNotRunning, "not running", 1,
 		},
 		"no rights": {
-			func(w http.ResponseWriter) { answer(w, 403, refusalOf(403, metav1.StatusReasonForbidden)) },
-			func(w http.ResponseWriter) { answer(w, 403, refusalOf(403, metav1.StatusReasonForbidden)) },
+			func(w http.ResponseWriter) { answer(w, 403, refusing(403, metav1.StatusReasonForbidden)) },
+			func(w http.ResponseWriter) { answer(w, 403, refusing(403, metav1.StatusReasonForbidden)) },
 			compute.CodeUnavailable, "refuses", 1,
 		},
 		"a kubelet that is away": {
-			func(w http.ResponseWriter) { answer(w, 502, refusalOf(502, metav1.StatusReasonUnknown)) },
+			func(w http.ResponseWriter) { answer(w, 502, refusing(502, metav1.StatusReasonUnknown)) },
 			func(w http.ResponseWriter) { answer(w, 200, running) },
 			compute.CodeUnavailable, "does not answer", 1,
 		},
@@ -137,7 +137,7 @@ func TestDialerBusy(t *testing.T) {
 					http.Error(w, "Too many requests, please try again later.", http.StatusTooManyRequests)
 					return
 				}
-				answer(w, 404, refusalOf(404, metav1.StatusReasonNotFound))
+				answer(w, 404, refusing(404, metav1.StatusReasonNotFound))
 			})
 			if _, err := d.DialAgent(t.Context(), box); compute.CodeOf(err) != compute.CodeNotRunning {
 				t.Errorf("dial: %v", err)
@@ -155,7 +155,7 @@ func TestDialerBusy(t *testing.T) {
 
 func TestDialerBusyForLong(t *testing.T) {
 	d := against(t, func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, 429, refusalOf(429, metav1.StatusReasonTooManyRequests))
+		answer(w, 429, refusing(429, metav1.StatusReasonTooManyRequests))
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()

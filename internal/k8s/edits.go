@@ -71,6 +71,9 @@ func (e *Engine) review(r compute.Ref) {
 		return
 	}
 	now = e.look(r) // what happened since may have been told of
+	if now.silentIn > 0 {
+		e.reviews.AddAfter(r, now.silentIn)
+	}
 	if e.tell(u, now) || len(edited) == 0 {
 		return
 	}
@@ -211,6 +214,9 @@ func fieldsOf(object any) (map[string]any, error) {
 		return nil, err
 	}
 	delete(fields, "status")
+	if spec, ok := fields["spec"].(map[string]any); ok && len(spec) == 0 { // a namespace's: nothing is asked for
+		delete(fields, "spec")
+	}
 	return fields, nil
 }
 

@@ -256,10 +256,6 @@ func (e *Engine) nodeChanged(object any) {
 	if unknown == was {
 		return
 	}
-	after := time.Duration(0)
-	if unknown {
-		after = silentAfter
-	}
 	e.log.Warn("a node is heard of no more, or again", "node", n.Name, "heard", !unknown)
 	pods, err := e.pods.List(labels.Everything())
 	if err != nil {
@@ -267,16 +263,21 @@ func (e *Engine) nodeChanged(object any) {
 	}
 	for _, p := range pods {
 		if r, err := compute.ParseRef(p.Namespace); err == nil && p.Spec.NodeName == n.Name {
-			e.reviews.AddAfter(r, after)
+			e.reviews.AddAfter(r, settleAfter)
 		}
 	}
 }
 
-func (e *Engine) isSilent(node string) bool {
+// silence says whether a node that the cluster does not hear of is given up here, and else how long until it is, if at all.
+func (e *Engine) silence(node string) (silent bool, in time.Duration) {
 	e.nodeMu.Lock()
 	defer e.nodeMu.Unlock()
 	since, ok := e.silent[node]
-	return ok && time.Since(since) >= silentAfter
+	if !ok {
+		return false, 0
+	}
+	in = silentAfter - time.Since(since)
+	return in <= 0, max(0, in)
 }
 
 // Close ends what the engine runs here. Containers go on.
@@ -307,7 +308,8 @@ func (e *Engine) look(r compute.Ref) sight {
 		s.set = o
 	}
 	if o, err := e.pods.Pods(ns).Get(podName(r)); err == nil {
-		s.pod, s.silent = o, e.isSilent(o.Spec.NodeName)
+		s.pod = o
+		s.silent, s.silentIn = e.silence(o.Spec.NodeName)
 	}
 	return s.see()
 }

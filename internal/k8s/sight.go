@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -19,7 +20,8 @@ type sight struct {
 	claim     *corev1.PersistentVolumeClaim
 	set       *appsv1.StatefulSet
 	pod       *corev1.Pod
-	silent    bool // the cluster hears nothing of the pod's node, and has not for some time
+	silent    bool          // the cluster hears nothing of the pod's node, and has not for some time
+	silentIn  time.Duration // until that is so; zero where it hears of it
 
 	phase   compute.Phase
 	message string

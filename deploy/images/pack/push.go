@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"regexp"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -50,7 +52,12 @@ func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map
 		if err != nil {
 			return nil, err
 		}
-		if err := remote.WriteIndex(ref, part, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
+		updates := make(chan v1.Update, 16)
+		var told sync.WaitGroup
+		told.Go(func() { tell(updates, image, say) })
+		err = remote.WriteIndex(ref, part, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithProgress(updates))
+		told.Wait() // the library has closed the channel
+		if err != nil {
 			return nil, fmt.Errorf("push %s: %w; is this the registry's address, and are you logged in there (docker login, crane auth login)?", ref, err)
 		}
 		pushed := Pushed{Ref: ref.Context().Digest(m.Digest.String()).String()}
@@ -61,6 +68,19 @@ func Push(ctx context.Context, dir, registry, tag string, say func(string)) (map
 		say(fmt.Sprintf("%s (%s)", pushed.Ref, strings.Join(pushed.Architectures, ", ")))
 	}
 	return where, nil
+}
+
+// tellEvery is how often a push says how far it is.
+const tellEvery = 5 * time.Second
+
+func tell(updates <-chan v1.Update, image string, say func(string)) {
+	last := time.Now()
+	for u := range updates {
+		if u.Error == nil && u.Complete < u.Total && time.Since(last) > tellEvery {
+			last = time.Now()
+			say(fmt.Sprintf("%s: %d of %d MB", image, u.Complete/1e6, u.Total/1e6))
+		}
+	}
 }
 
 // architectures are what an image is there for.

@@ -1,6 +1,7 @@
 package shiptest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -50,12 +51,7 @@ func startRegistry(t *testing.T, c *clustertest.Cluster) string {
 // password is made as docs/operator/kubernetes.md says.
 func postgresOverlay(t *testing.T, c *clustertest.Cluster) string {
 	t.Helper()
-	dir := t.TempDir()
-	hba := filepath.Join(dir, "pg_hba.conf")
-	if err := os.WriteFile(hba, []byte("local all postgres trust\nhost berth berth "+c.Network+" scram-sha-256\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	server, err := pgtest.Start("listen_addresses = '"+c.Machine+"'", "hba_file = '"+hba+"'", "fsync = off")
+	server, err := pgtest.Start("listen_addresses = '"+c.Machine+"'", "fsync = off")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,8 +60,18 @@ func postgresOverlay(t *testing.T, c *clustertest.Cluster) string {
 			t.Error(err)
 		}
 	})
+	hba, err := os.OpenFile(server.SQL(t, "postgres", "SHOW hba_file"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = hba.WriteString("host berth berth " + c.Network + " scram-sha-256\n")
+		err = errors.Join(err, hba.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.SQL(t, "postgres", "SELECT pg_reload_conf()")
 	server.SQL(t, "postgres", "CREATE ROLE berth LOGIN PASSWORD 'secret'")
 	server.SQL(t, "postgres", "CREATE DATABASE berth OWNER berth ENCODING 'UTF8' TEMPLATE template0")
+	dir := t.TempDir()
 	pgpass := filepath.Join(dir, "pgpass")
 	if err := os.WriteFile(pgpass, []byte("*:*:berth:berth:secret\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 func TestDevelopmentCluster(t *testing.T) {
 	r := newRig(t, clustertest.Start(t))
 	said := r.up()
-	for _, want := range []string{"make a container:", "ssh -F " + r.data + "/ssh_config root@ID.compute.localhost", "to the development cluster at "} {
+	for _, want := range []string{"make a container:", "ssh -F " + r.given + "/ssh_config root@ID.compute.localhost", "to the development cluster at "} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q is missing in what it says:\n%s", want, said)
 		}

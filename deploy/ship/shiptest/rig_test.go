@@ -28,6 +28,7 @@ type rig struct {
 	t       *testing.T
 	cluster *clustertest.Cluster
 	data    string
+	given   string // the same directory, as seen from the source tree: make deploy says data
 	images  string
 	env     []string
 	flags   []string // of ship up
@@ -45,6 +46,10 @@ func newRig(t *testing.T, c *clustertest.Cluster) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, cluster: c, data: filepath.Join(dir, "data"), images: filepath.Join(dir, "images")}
+	var err error
+	if r.given, err = filepath.Rel(clustertest.Root(t), r.data); err != nil {
+		t.Fatal(err)
+	}
 	r.env = append(os.Environ(), "KUBECONFIG=", "HOME="+dir)
 	r.flags = []string{"--cluster", c.Dir, "--images", r.images}
 	r.down = []string{"--cluster", c.Dir}
@@ -80,7 +85,7 @@ func (r *rig) tryShip(args ...string) (string, error) {
 // up deploys, and learns where Berth is.
 func (r *rig) up(args ...string) string {
 	r.t.Helper()
-	said := r.ship(append(append([]string{"up", "--data", r.data}, r.flags...), args...)...)
+	said := r.ship(append(append([]string{"up", "--data", r.given}, r.flags...), args...)...)
 	text, err := os.ReadFile(filepath.Join(r.data, "ready.json"))
 	if err == nil {
 		err = json.Unmarshal(text, &r.ready)
@@ -94,7 +99,7 @@ func (r *rig) up(args ...string) string {
 // undeploy removes Berth.
 func (r *rig) undeploy(args ...string) string {
 	r.t.Helper()
-	return r.ship(append(append([]string{"down", "--data", r.data, "--yes"}, r.down...), args...)...)
+	return r.ship(append(append([]string{"down", "--data", r.given, "--yes"}, r.down...), args...)...)
 }
 
 // api asks the API with the token of the data directory.
