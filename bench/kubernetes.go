@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -131,6 +132,9 @@ func (r *clusterRig) startBerth(ctx context.Context, step func(string, ...any), 
 	if _, err := r.on.start(ctx); err != nil {
 		return end, err
 	}
+	if err := r.on.signIn(ctx); err != nil {
+		return end, err
+	}
 	if err := r.on.enrollKey(ctx); err != nil {
 		return end, err
 	}
@@ -154,6 +158,18 @@ func (r *clusterRig) startBerth(ctx context.Context, step func(string, ...any), 
 		*g.c = contender{label: g.label, args: append(r.toHost(), "-p", started.port)} // the container is added to it
 	}
 	return end, nil
+}
+
+// signIn makes the first account and a token for it, where berth does not by itself: on a cluster nobody is at the keyboard.
+func (i *instance) signIn(ctx context.Context) error {
+	if _, err := i.run(ctx, "user", "add", "bench", "--admin", "--data-dir", i.data); err != nil {
+		return err
+	}
+	token, err := i.run(ctx, "token", "--user", "bench", "--ttl", "24h", "--data-dir", i.data)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(i.data, "token"), []byte(token), 0o600)
 }
 
 // toHost are options for a server whose key is not known.
