@@ -7,7 +7,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,12 +70,18 @@ func Start(t testing.TB) *Cluster {
 	return c
 }
 
-// ofAnother says whether a process is in the node of another cluster than the one with the directory own: in every node its
+// ofAnother says whether a process has ended, or is in the node of another cluster than the one with the directory own: in every node its
 // cluster's directory has the same name.
 func ofAnother(thing leakcheck.Thing, own os.FileInfo) bool {
 	pid, _, _ := strings.Cut(thing.Name, " ")
+	if thing.Kind != leakcheck.Process {
+		return false
+	}
+	if _, err := os.Stat(filepath.Join("/proc", pid)); errors.Is(err, fs.ErrNotExist) {
+		return true // it has ended since
+	}
 	dir, err := os.Stat(filepath.Join("/proc", pid, "root/cluster"))
-	return thing.Kind == leakcheck.Process && err == nil && !os.SameFile(dir, own)
+	return err == nil && !os.SameFile(dir, own)
 }
 
 // words tell the cluster's things from others on the machine. Those in the node know its directories by other names.
