@@ -33,7 +33,6 @@ type Cluster struct {
 	LoadBalancers string `json:"load_balancers"`
 	Containerd    string `json:"containerd"`
 	Logs          string `json:"logs"`
-	Registry      string `json:"registry"`
 	Registries    string `json:"registries"`
 
 	before *leakcheck.Snapshot
