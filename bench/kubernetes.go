@@ -123,7 +123,7 @@ func (r *clusterRig) startBerth(ctx context.Context, step func(string, ...any), 
 	step("starting berth-api and two gateways")
 	limit := strconv.Itoa(r.o.pods + 10)
 	r.on, err = newInstance(o, append([]string{
-		o.beside("berth-api"), "--keys-per-user", "100", "--link-address", link, "--containers-per-user", limit,
+		o.beside("berth-api"), "--keys-per-user", "100", "--link-address", link, "--containers-per-user", limit, "--requests-per-second", "0",
 	}, on(counted)...)...)
 	if err != nil {
 		return end, err
