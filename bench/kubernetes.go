@@ -123,7 +123,7 @@ func (r *clusterRig) startBerth(ctx context.Context, step func(string, ...any), 
 	step("starting berth-api and two gateways")
 	limit := strconv.Itoa(r.o.pods + 10)
 	r.on, err = newInstance(o, append([]string{
-		o.beside("berth-api"), "--keys-per-user", "100", "--link-address", link, "--containers-per-user", limit,
+		o.beside("berth-api"), "--keys-per-user", "100", "--link-address", link, "--containers-per-user", limit, "--requests-per-second", "0",
 	}, on(counted)...)...)
 	if err != nil {
 		return end, err
@@ -206,13 +206,15 @@ func (r *clusterRig) prepare(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
+	// sshd is not the last command: run in place of the shell it would take its parent, PID 1, for a sign that it is a daemon.
 	if _, _, err := r.exec.run(ctx, bytes.NewReader(public), nil, `set -e
 umask 022
 mkdir -p /run/sshd
 mkdir -p -m 0700 /root/.ssh
 cat >/root/.ssh/authorized_keys
 ssh-keygen -A >&2
-/usr/sbin/sshd -p `+sshdPort); err != nil {
+/usr/sbin/sshd -p `+sshdPort+`
+exit 0`); err != nil {
 		return fmt.Errorf("start sshd in the container: %w", err)
 	}
 	pod, err := r.cluster.client.CoreV1().Pods(r.box.namespace()).Get(ctx, r.box.id+"-0", metav1.GetOptions{})
