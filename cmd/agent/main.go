@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -29,9 +30,15 @@ const usage = `usage: agent COMMAND
   --version
 `
 
+// unprepared is the exit status by which an engine knows that nobody was let in: EX_CONFIG of sysexits(3).
+const unprepared = 78
+
 func main() {
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "berth-agent:", err)
+		if errors.Is(err, agent.ErrUnprepared) {
+			os.Exit(unprepared)
+		}
 		os.Exit(1)
 	}
 }

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,10 +28,11 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 		return err
 	}
 	defer func() { release(err) }()
-	if err := e.claimNamespace(ctx, s.Ref); err != nil {
+	ns, err := e.claimNamespace(ctx, s.Ref)
+	if err != nil {
 		return err
 	}
-	if err := e.applySurroundings(ctx, s.Ref); err != nil {
+	if err := e.surround(ctx, s.Ref, ns); err != nil {
 		return err
 	}
 	// Made, never applied: what is there already is the container's own, whatever its size.
@@ -47,26 +48,27 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 }
 
 // claimNamespace makes the namespace, or sees that the one of this name is ours.
-func (e *Engine) claimNamespace(ctx context.Context, r compute.Ref) error {
-	want := e.maker.namespace(r)
-	_, err := e.client.CoreV1().Namespaces().Create(ctx, want, metav1.CreateOptions{FieldManager: fieldManager})
+func (e *Engine) claimNamespace(ctx context.Context, r compute.Ref) (*corev1.Namespace, error) {
+	_, key := e.outsideNow()
+	want := e.maker.namespace(r, key)
+	made, err := e.client.CoreV1().Namespaces().Create(ctx, want, metav1.CreateOptions{FieldManager: fieldManager})
 	if err == nil {
-		return nil
+		return made, nil
 	}
 	if !apierrors.IsAlreadyExists(err) {
-		return e.explain(ctx, "make the container's namespace", err)
+		return nil, e.explain(ctx, "make the container's namespace", err)
 	}
 	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
 	switch {
 	case err != nil:
-		return e.explain(ctx, "look at the container's namespace", err)
+		return nil, e.explain(ctx, "look at the container's namespace", err)
 	case !e.ours(there):
-		return foreign()
+		return nil, foreign()
 	case there.DeletionTimestamp != nil:
-		return compute.Errorf(compute.CodeUnavailable, "What was there under this container's name is still being deleted; this is tried again.")
+		return nil, compute.Errorf(compute.CodeUnavailable, "What was there under this container's name is still being deleted; this is tried again.")
 	}
 	want.UID = there.UID
-	return e.apply(ctx, e.client.CoreV1().RESTClient(), "namespaces", want)
+	return want, e.apply(ctx, e.client.CoreV1().RESTClient(), "namespaces", want)
 }
 
 func (e *Engine) ours(n *corev1.Namespace) bool {
@@ -78,18 +80,6 @@ func foreign() *compute.Error {
 		"The namespace under this container's name is another installation's; it is left alone until your operator looks at it.")
 }
 
-// applySurroundings makes what is around the pod as it should be, whoever changed it.
-func (e *Engine) applySurroundings(ctx context.Context, r compute.Ref) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for _, object := range e.maker.surroundings(r) {
-		g.Go(func() error {
-			client, resource := e.resourceOf(object)
-			return e.apply(ctx, client, resource, object)
-		})
-	}
-	return g.Wait()
-}
-
 // resourceOf says by which client and name an object's kind is reached.
 func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 	switch object.GetObjectKind().GroupVersionKind().GroupKind() {
@@ -97,6 +87,8 @@ func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 		return e.client.CoreV1().RESTClient(), "resourcequotas"
 	case schema.GroupKind{Kind: "LimitRange"}:
 		return e.client.CoreV1().RESTClient(), "limitranges"
+	case schema.GroupKind{Kind: "Secret"}:
+		return e.client.CoreV1().RESTClient(), "secrets"
 	case schema.GroupKind{Kind: "Service"}:
 		return e.client.CoreV1().RESTClient(), "services"
 	case schema.GroupKind{Kind: "PersistentVolumeClaim"}:
@@ -165,7 +157,7 @@ func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) e
 	if now.set == nil && now.pod == nil {
 		return nil
 	}
-	if err := e.applySet(ctx, s); err != nil {
+	if err := e.applySet(ctx, s, now); err != nil {
 		return err
 	}
 	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
@@ -173,20 +165,20 @@ func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) e
 	})
 }
 
-func (e *Engine) applySet(ctx context.Context, s compute.Spec) error {
-	set := e.maker.statefulSet(s)
+func (e *Engine) applySet(ctx context.Context, s compute.Spec, now sight) error {
+	set := e.makerNow().statefulSet(s, seededOn(now.claim))
 	client, resource := e.resourceOf(set)
 	return e.apply(ctx, client, resource, set)
 }
 
 func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) error {
-	if err := e.applySurroundings(ctx, s.Ref); err != nil {
+	if err := e.surround(ctx, s.Ref, now.namespace); err != nil {
 		return err
 	}
 	if err := e.grow(ctx, s, now.claim); err != nil {
 		return err
 	}
-	if err := e.applySet(ctx, s); err != nil {
+	if err := e.applySet(ctx, s, now); err != nil {
 		return err
 	}
 	began, replaced := time.Now(), types.UID("")
@@ -214,10 +206,34 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err != nil {
 		return err
 	}
-	if err := e.resize(ctx, u, s); err != nil {
+	if err := e.noteSeeded(ctx, s, now.claim); err != nil {
 		return err
 	}
-	return e.awaitAgent(ctx, u, s.Ref)
+	return e.resize(ctx, u, s)
+}
+
+// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.
+func (e *Engine) noteSeeded(ctx context.Context, s compute.Spec, claim *corev1.PersistentVolumeClaim) error {
+	seeded := seededOn(claim)
+	if allIn(s.MountPaths, seeded) {
+		return nil
+	}
+	for _, p := range s.MountPaths {
+		if !slices.Contains(seeded, p) {
+			seeded = append(seeded, p)
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": claim.UID, "annotations": map[string]string{annotationSeeded: mountsKey(seeded)},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = e.client.CoreV1().PersistentVolumeClaims(s.String()).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return e.explain(ctx, "note what is seeded", err)
+	}
+	return nil
 }
 
 // deletePod has the StatefulSet make another one, as its template is now.
@@ -254,34 +270,6 @@ func (e *Engine) await(ctx context.Context, u *unit, r compute.Ref, done func(si
 	}
 }
 
-// awaitAgent returns when the agent accepts connections: it takes one from a client that says nothing, and lets it go.
-func (e *Engine) awaitAgent(ctx context.Context, u *unit, r compute.Ref) error {
-	bounded, cancel := context.WithTimeoutCause(ctx, agentTimeout, &compute.Error{
-		Code: compute.CodeUnavailable, Message: "The container's agent does not accept connections; this is tried again.",
-	})
-	defer cancel()
-	life := e.look(r).life
-	again := time.NewTicker(50 * time.Millisecond)
-	defer again.Stop()
-	for {
-		_, err := e.exec.run(bounded, r, 0, agentPath, "connect")
-		if err == nil {
-			return nil
-		}
-		if bounded.Err() != nil {
-			return context.Cause(bounded)
-		}
-		if now := e.look(r); now.phase != compute.PhaseRunning || now.life != life {
-			return compute.Errorf(compute.CodeUnavailable, "The container ended as soon as it was started: %s", now.lastEnding())
-		}
-		e.log.Debug("the agent does not accept connections yet", "container", r, "err", err)
-		select {
-		case <-bounded.Done():
-		case <-again.C:
-		}
-	}
-}
-
 // Remove destroys the container with its storage.
 func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
 	u, ctx, release, err := e.acquire(ctx, r)
@@ -289,6 +277,9 @@ func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
 		return err
 	}
 	defer func() { release(err) }()
+	if err := e.removeBalancer(ctx, r); err != nil { // before the namespace, whose end is the container's
+		return err
+	}
 	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):

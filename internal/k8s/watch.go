@@ -155,6 +155,7 @@ func (e *Engine) Watch(ctx context.Context, f func(compute.Observation), synced 
 	e.mu.Lock()
 	e.watchers[w] = struct{}{}
 	e.mu.Unlock()
+	e.renew() // what changed while nobody did
 	defer func() {
 		e.mu.Lock()
 		delete(e.watchers, w)

@@ -39,13 +39,13 @@ const (
 
 // rig is an engine on a cluster.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	cluster *clustertest.Cluster
 	opt     k8s.Options
 	e       *k8s.Engine
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	var c *clustertest.Cluster
 	if *running != "" {
@@ -93,7 +93,7 @@ func (r *rig) ctx() context.Context {
 }
 
 // agentArchive writes an image that has the agent and nothing else.
-func agentArchive(t *testing.T) string {
+func agentArchive(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := enginetest.BuildAgent(dir + "/agent"); err != nil {
@@ -152,7 +152,7 @@ func newSpec() compute.Spec {
 }
 
 // testWriter gives what is logged to the test.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSuffix(string(b), "\n"))
