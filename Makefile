@@ -20,6 +20,12 @@ rest := bin/berth-api bin/berth-gateway $(patsubst %,bin/berth-agent-linux-%,$(f
 # Builds the image beside what follows. mkimage comes first, since two builds at a time compile what they share twice.
 with-image = $(MAKE) --silent -j3 packages modules build/mkimage && $(MAKE) --silent -j2 image
 
+# Where images go, and for which architectures: the development cluster has this machine's alone.
+platforms := $(or $(PLATFORMS),$(if $(REGISTRY),amd64 arm64,$(arch)))
+bin-of = $(if $(filter $1,$(arch)),bin,build/linux-$1)
+images := build/images-$(subst $(eval ) ,-,$(platforms))
+ship = build/ship $1 --data $(or $(BERTH_DATA),data) $(if $(OVERLAY),--overlay '$(OVERLAY)')
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,9 +41,9 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-go ask-root ## Install what is missing and run the tests with the race detector: the packages', then end to end (not test-k8s)
+test: ask-go ask-root cluster ## Install what is missing and run the tests with the race detector: packages, end to end, on Kubernetes
 	@deploy/install-packages test
-	@$(with-image) build
+	@$(with-image) build build/oldest-agent $(images)/index.json
 	@deploy/test $(ARGS)
 
 .PHONY: check
@@ -53,9 +59,10 @@ bench: ask-go ask-root ## Measure Berth beside OpenSSH's own server, and print a
 	@$(root) build/bench $(ARGS)
 
 .PHONY: test-k8s
-test-k8s: ask-go ask-root cluster ## Run the tests that need a Kubernetes, on one that they start (ARGS as for test)
-	@$(with-image)
-	@deploy/test $(or $(ARGS),./deploy/devcluster/clustertest ./internal/k8s/k8stest)
+test-k8s: ask-go ask-root cluster ## Run those alone that need a Kubernetes, on ones that they start (ARGS as for test)
+	@deploy/install-packages test
+	@$(with-image) build $(images)/index.json
+	@deploy/test $(or $(ARGS),kubernetes)
 
 .PHONY: cluster-up
 cluster-up: ask-go ask-root cluster ## Start a Kubernetes of one node on this machine (ARGS="--dir dir --json")
@@ -64,6 +71,25 @@ cluster-up: ask-go ask-root cluster ## Start a Kubernetes of one node on this ma
 .PHONY: cluster-down
 cluster-down: ask-go ask-root build/devcluster/devcluster ## Stop it (ARGS=--delete removes what it stored)
 	@$(root) build/devcluster/devcluster down $(ARGS)
+
+.PHONY: deploy
+deploy: ask-go build/ship ## Bring Berth to a Kubernetes: the development cluster, or with REGISTRY=host/path ZONE=zone another (KUBECONFIG, OVERLAY=dir)
+	@deploy/install-packages image
+	@$(with-image) $(images)/index.json
+	@$(call ship,up) --images $(images) --version '$(version)' $(if $(REGISTRY),--registry '$(REGISTRY)') $(if $(ZONE),--zone '$(ZONE)') $(ARGS)
+
+.PHONY: undeploy
+undeploy: ask-go build/ship ## Remove Berth from there; its database and containers stay (ARGS=--delete takes them too, --yes does not ask)
+	@$(call ship,down) $(ARGS)
+
+.PHONY: images
+images: ask-go build/ship ## Build the images of api, gateway and agent into build/ (PLATFORMS="amd64 arm64")
+	@$(with-image) $(images)/index.json
+
+.PHONY: push
+push: ask-go build/ship ## Push them to REGISTRY=host/path, and no more
+	@$(with-image) $(images)/index.json
+	@build/ship push --images $(images) --version '$(version)' --registry '$(REGISTRY)'
 
 .PHONY: build
 build: $(up) $(rest) ## Build the programs into bin/
@@ -122,6 +148,23 @@ bin/berth-api bin/berth-gateway &: $(inputs) | $(up)
 
 bin/berth-agent-linux-%: $(inputs) | $(up)
 	@GOARCH=$* deploy/build '$(version)' agent
+	@touch $@
+
+build/oldest-agent: deploy/oldest-agent | $(up)
+	@deploy/oldest-agent $@
+
+# For images, of an architecture that is not this machine's.
+build/linux-%/berth: $(inputs) | $(up)
+	@GOARCH=$* BIN=build/linux-$* deploy/build '$(version)' berth agent api gateway
+	@touch $@
+
+build/ship: $(inputs) $(wildcard deploy/ship/*.go deploy/images/pack/*.go) | $(up)
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./deploy/ship
+	@touch $@
+
+$(images)/index.json: build/ship build/base-image.tar $(foreach p,$(platforms),$(call bin-of,$p)/berth) $(if $(filter $(arch),$(platforms)),$(up) bin/berth-api bin/berth-gateway)
+	@build/ship images --to $(images) --version '$(version)' --base build/base-image.tar \
+		$(foreach p,$(platforms),--program $p=$(call bin-of,$p))
 	@touch $@
 
 .PHONY: cluster

@@ -26,8 +26,15 @@ type box struct {
 	running time.Time // when the API said so
 }
 
-// box makes a container and waits until it runs. There is no feed to wait on yet: it asks, every few milliseconds.
+// box makes a container and waits until it runs. It asks, every few milliseconds.
 func (i *instance) box(ctx context.Context, fields string) (*box, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, statusLimit, fmt.Errorf("it took more than %v", statusLimit))
+	defer cancel()
+	return i.boxWithin(ctx, fields, 5*time.Millisecond)
+}
+
+// boxWithin does so as often as every says, for as long as ctx says.
+func (i *instance) boxWithin(ctx context.Context, fields string, every time.Duration) (*box, error) {
 	request := map[string]any{"ssh_key_ids": []int64{i.keyID}, "ssh_enabled": true}
 	if err := json.Unmarshal([]byte(fields), &request); err != nil {
 		return nil, err
@@ -46,7 +53,7 @@ func (i *instance) box(ctx context.Context, fields string) (*box, error) {
 		return nil, err
 	}
 	b.id = answer.ID
-	err = poll(ctx, 5*time.Millisecond, statusLimit, func() (bool, error) {
+	err = poll(ctx, every, time.Hour, func() (bool, error) {
 		if err := i.call(ctx, http.MethodGet, "/compute/containers/"+b.id, "", &answer); err != nil {
 			return false, err
 		}

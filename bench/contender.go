@@ -22,6 +22,7 @@ type contender struct {
 	label string
 	args  []string // of ssh, before the command
 	in    *network // where the client runs; nil for the host's
+	via   []string // another client in place of ssh, with all of its arguments but the command for a shell
 
 	cipher string // that its connections have
 	peer   string // what the other end calls itself
@@ -32,8 +33,11 @@ var clientOptions = []string{"-o", "BatchMode=yes", "-o", "IgnoreUnknown=Obscure
 
 // command returns the client with more arguments of ssh's and the remote command.
 func (c *contender) command(ctx context.Context, more []string, remote string) *exec.Cmd {
-	args := slices.Concat(clientOptions, more, c.args, []string{remote})
-	cmd := exec.CommandContext(ctx, "ssh", args...)
+	argv := slices.Concat([]string{"ssh"}, clientOptions, more, c.args, []string{remote})
+	if c.via != nil {
+		argv = append(slices.Clone(c.via), remote)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = environment()
 	return cmd
 }

@@ -182,23 +182,32 @@ func (i *instance) enroll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if i.keyID == 0 {
-		public, err := writeKey(i.key())
-		if err != nil {
-			return err
-		}
-		body, err := json.Marshal(map[string]string{"name": "bench", "public_key": public})
-		if err != nil {
-			return err
-		}
-		var key struct{ ID int64 }
-		if err := i.call(ctx, http.MethodPost, "/compute/ssh-keys", string(body), &key); err != nil {
-			return err
-		}
-		i.keyID = key.ID
+	if err := i.enrollKey(ctx); err != nil {
+		return err
 	}
 	text = identityLine.ReplaceAll(text, []byte(`${1}"`+i.key()+`"`))
 	return os.WriteFile(i.sshConfig(), text, 0o600)
+}
+
+// enrollKey gives berth's first account a key of ours, once.
+func (i *instance) enrollKey(ctx context.Context) error {
+	if i.keyID != 0 {
+		return nil
+	}
+	public, err := writeKey(i.key())
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(map[string]string{"name": "bench", "public_key": public})
+	if err != nil {
+		return err
+	}
+	var key struct{ ID int64 }
+	if err := i.call(ctx, http.MethodPost, "/compute/ssh-keys", string(body), &key); err != nil {
+		return err
+	}
+	i.keyID = key.ID
+	return nil
 }
 
 // call sends a request to the API.

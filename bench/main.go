@@ -36,6 +36,9 @@ type options struct {
 	only         []string
 	containers   []int
 	json, strict bool
+
+	devcluster string // where it is to be measured on Kubernetes
+	pods       int
 }
 
 // quick says what --quick stands for.
@@ -43,6 +46,7 @@ const (
 	quickRuns       = 3
 	quickSize       = "256MiB"
 	quickContainers = "1000,30000"
+	quickPods       = 20
 )
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -57,7 +61,9 @@ func parse(args []string, out io.Writer) (options, error) {
 	containers := fs.String("containers", "1000,30000,300000,1000000", "sizes of the databases whose growth is measured, ascending")
 	fs.BoolVar(&o.json, "json", false, "print JSON instead of the table")
 	fs.BoolVar(&o.strict, "strict", false, "fail when a goal is missed, not only when a run breaks")
-	quick := fs.Bool("quick", false, fmt.Sprintf("few runs of little data: --runs %d --size %s --containers %s", quickRuns, quickSize, quickContainers))
+	kubernetes := fs.Bool("kubernetes", false, "measure it on a development cluster, beside kubectl exec")
+	fs.IntVar(&o.pods, "pods", 200, "containers that are asked for at once on the cluster")
+	quick := fs.Bool("quick", false, fmt.Sprintf("few runs of little data: --runs %d --size %s --containers %s --pods %d", quickRuns, quickSize, quickContainers, quickPods))
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -75,6 +81,9 @@ func parse(args []string, out io.Writer) (options, error) {
 		}
 		if !set["containers"] {
 			*containers = quickContainers
+		}
+		if !set["pods"] {
+			o.pods = quickPods
 		}
 	}
 	n, err := humanize.ParseBytes(*size)
@@ -98,6 +107,14 @@ func parse(args []string, out io.Writer) (options, error) {
 	for _, name := range o.only {
 		if !slices.Contains(suiteNames(), name) {
 			return o, fmt.Errorf("--only %s: there are %s", name, strings.Join(suiteNames(), ", "))
+		}
+	}
+	if o.pods < 1 || o.pods > 400 {
+		return o, errors.New("--pods is a number from 1 to 400")
+	}
+	if *kubernetes {
+		if o.devcluster = config.Beside("devcluster/devcluster", "devcluster"); o.devcluster == "" {
+			return o, errors.New("the development cluster's program is not there; `make bench-k8s` makes it")
 		}
 	}
 	if o.berth == "" || o.image == "" {

@@ -72,11 +72,17 @@ type tally struct {
 	cpu     time.Duration
 }
 
-// turns lets the contenders run one after the other, again and again. The first turn of each is not counted: it warms up.
-func (r *rig) turns(
-	ctx context.Context, rounds int, contenders []*contender,
-	once func(context.Context, *contender) (took, clientCPU time.Duration, err error),
-) ([]tally, error) {
+// once is one run of a contender.
+type once func(context.Context, *contender) (took, clientCPU time.Duration, err error)
+
+// turns lets the contenders run one after the other, again and again, and counts what they, berth and the container use.
+func (r *rig) turns(ctx context.Context, rounds int, contenders []*contender, once once) ([]tally, error) {
+	return takeTurns(ctx, rounds, contenders, r.serverCPU, once)
+}
+
+// takeTurns lets the contenders run one after the other, again and again. The first turn of each is not counted: it warms up.
+// used is the CPU time of what serves them.
+func takeTurns(ctx context.Context, rounds int, contenders []*contender, used func() (time.Duration, error), once once) ([]tally, error) {
 	tallies := make([]tally, len(contenders))
 	for i, c := range contenders {
 		tallies[i].c = c
@@ -86,7 +92,7 @@ func (r *rig) turns(
 	}
 	for range rounds {
 		for i, c := range contenders {
-			before, err := r.serverCPU()
+			before, err := used()
 			if err != nil {
 				return nil, err
 			}
@@ -94,7 +100,7 @@ func (r *rig) turns(
 			if err != nil {
 				return nil, err
 			}
-			after, err := r.serverCPU()
+			after, err := used()
 			if err != nil {
 				return nil, err
 			}

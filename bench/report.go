@@ -21,6 +21,7 @@ type report struct {
 	Runs       int       `json:"runs"`
 	Size       int64     `json:"size"`
 	Rows       []measure `json:"rows"`
+	Notes      []string  `json:"notes,omitempty"`
 
 	Containers []int    `json:"containers,omitempty"` // in the database, for each value of Growth
 	Growth     []growth `json:"growth,omitempty"`
@@ -64,7 +65,15 @@ func (r *report) table(out io.Writer) error {
 	if len(r.Rows) > 0 {
 		fmt.Fprintf(out, "\nto sshd: the median as a share of sshd's. CPU: seconds of one run, client and server together.\n")
 	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(out, "\n%s\n", n)
+	}
 	return r.growthTable(out)
+}
+
+// note adds a finding that is no row.
+func (r *report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
 func (m measure) line() string {

@@ -53,7 +53,7 @@ func suiteNames() []string {
 	for _, p := range parts() {
 		names = append(names, p.name)
 	}
-	return names
+	return append(names, "reconcile", "idle") // of a cluster, which has some of the others too
 }
 
 // chosen says whether a group of measurements is to be made.
@@ -68,6 +68,11 @@ func run(ctx context.Context, o options, out io.Writer) (*report, error) {
 	rep, err := describe(ctx, o)
 	if err != nil {
 		return nil, err
+	}
+	if o.devcluster != "" {
+		err = onCluster(ctx, o, step, rep)
+		rep.LoadAfter = loadAverage()
+		return rep, err
 	}
 	if slices.ContainsFunc(suites(), func(s suite) bool { return o.chosen(s.name) }) {
 		err = besideSSHD(ctx, o, out, step, rep)

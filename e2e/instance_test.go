@@ -40,6 +40,7 @@ type instance struct {
 	env   []string
 
 	before *leakcheck.Snapshot
+	others []string // on a cluster, the namespaces of containers that were there before
 
 	apart   bool // the roles run as processes of their own, berth-api and berth-gateway
 	main    *daemon
@@ -107,6 +108,11 @@ func newInstance() (*instance, error) {
 		return nil, err
 	}
 	i := &instance{dir: dir, data: filepath.Join(dir, "data"), log: filepath.Join(dir, "log"), before: before}
+	if onCluster() {
+		if i.others, err = ours(); err != nil {
+			return nil, err
+		}
+	}
 	return i, os.Mkdir(i.data, 0o755)
 }
 
@@ -176,15 +182,15 @@ func (i *instance) start() error {
 }
 
 func (i *instance) startMain() error {
-	image, err := imagePath()
-	if err != nil {
-		return err
-	}
 	program, args := "berth", []string{"up"}
 	if i.apart {
 		program, args = "berth-api", nil
 	}
-	args = append(args, "--http-addr", "127.0.0.1:0", "--ssh-addr", "127.0.0.1:0", "--image", image)
+	engine, err := engineFlags()
+	if err != nil {
+		return err
+	}
+	args = append(append(args, "--http-addr", "127.0.0.1:0", "--ssh-addr", "127.0.0.1:0"), engine...)
 	return watching(i.data, func() (err error) {
 		i.main, err = i.spawn(program, i.log, args...)
 		return err
@@ -373,6 +379,9 @@ func (i *instance) delete() error {
 }
 
 func (i *instance) downDelete() error {
+	if onCluster() { // which has had all of it deleted already
+		return nil
+	}
 	_, err := i.run("down", "--delete")
 	return err
 }
@@ -428,11 +437,19 @@ func endShared() error {
 	if shared.i == nil {
 		return nil
 	}
+	if onCluster() {
+		if err := shared.i.emptyCluster(); err != nil {
+			return errors.Join(err, shared.i.stop())
+		}
+	}
 	return shared.i.delete()
 }
 
 // about lists what there is of a container on this machine and in the data directory.
 func (i *instance) about(id string) ([]string, error) {
+	if onCluster() {
+		return aboutOnCluster(id)
+	}
 	now, err := leakcheck.Take()
 	if err != nil {
 		return nil, err

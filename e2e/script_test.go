@@ -1,8 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -21,7 +19,9 @@ import (
 )
 
 // Scripts run with these variables, of the account that is logged in: ME (its name), HOME, TOKEN, KEYID, KEY (the private
-// key's file), API, ZONE, SSH_PORT and DATA (the data directory); IMAGE is the base image's archive. ssh, scp and sftp are the
+// key's file), API, ZONE, SSH_PORT and DATA (the data directory); IMAGE is the base image's archive, OLDEST_AGENT
+// the oldest agent that gateways serve. On a
+// cluster KUBECTL is its kubectl. ssh, scp and sftp are the
 // stock ones with -F, as everything that calls them gets them; they end with 124 after LIMIT seconds, and SSH is the client itself.
 // BERTH_DATA names the instance for berth's own commands. nobody runs a program as that user.
 func TestScripts(t *testing.T) {
@@ -37,8 +37,21 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files, err := scripts()
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Files: files,
+		Condition: func(what string) (bool, error) {
+			switch what {
+			case "machine":
+				return !onCluster(), nil
+			case "cluster":
+				return onCluster(), nil
+			}
+			return false, fmt.Errorf("a script asks for %q", what)
+		},
 		Setup: func(env *testscript.Env) error {
 			s := &script{work: env.WorkDir, accounts: map[string]*account{}}
 			env.Values[scriptKey{}] = s
@@ -47,6 +60,13 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // of noise, throttle and retry, which are this program
 			env.Setenv("SSH", stock)
 			env.Defer(func() { s.end(env.T()) })
+			if onCluster() {
+				c, err := readCluster()
+				env.Setenv("KUBECTL", c.Kubectl)
+				env.Setenv("KUBECONFIG", c.Kubeconfig)
+				return err
+			}
+			env.Setenv("OLDEST_AGENT", filepath.Join(bin, "../build/oldest-agent"))
 			image, err := imagePath()
 			env.Setenv("IMAGE", image)
 			return err
@@ -315,98 +335,6 @@ func cmdAPI(s *script, ts *testscript.TestScript, neg bool, args []string) error
 	}
 	if got := header.Get("Content-Type"); args[2] != "/healthz" && !strings.HasPrefix(got, want) {
 		return fmt.Errorf("%s %s: Content-Type %q, want %s", args[1], args[2], got, want)
-	}
-	return nil
-}
-
-// [!] json PATH [VALUE | > NUMBER | < NUMBER] compares a field of the last answer, or says that it is there; json -env NAME PATH
-// keeps it. A path is names and indices with dots between them; len is an array's length.
-func cmdJSON(s *script, ts *testscript.TestScript, neg bool, args []string) error {
-	if len(args) == 0 {
-		return errUsage
-	}
-	keep := ""
-	if args[0] == "-env" && len(args) == 3 {
-		keep, args = args[1], args[2:]
-	}
-	value, there, err := lookup(s.answer, args[0])
-	if err != nil {
-		return err
-	}
-	if keep != "" && there {
-		ts.Setenv(keep, value)
-		return nil
-	}
-	ok := there
-	switch {
-	case len(args) == 2:
-		ok = there && value == args[1]
-	case len(args) == 3:
-		got, err1 := strconv.ParseFloat(value, 64)
-		limit, err2 := strconv.ParseFloat(args[2], 64)
-		if err := errors.Join(err1, err2); err != nil {
-			return err
-		}
-		ok = args[1] == ">" && got > limit || args[1] == "<" && got < limit
-	}
-	if ok == neg {
-		return fmt.Errorf("%s is %q in %s", args[0], value, s.answer)
-	}
-	return nil
-}
-
-// lookup finds a value in JSON; strings come as they are, everything else as JSON.
-func lookup(text []byte, path string) (value string, there bool, err error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	var v any
-	if err := d.Decode(&v); err != nil {
-		return "", false, fmt.Errorf("%w in %q", err, text)
-	}
-	for name := range strings.SplitSeq(path, ".") {
-		switch at := v.(type) {
-		case map[string]any:
-			if v, there = at[name]; !there {
-				return "", false, nil
-			}
-		case []any:
-			n, err := strconv.Atoi(name)
-			switch {
-			case name == "len":
-				v = json.Number(strconv.Itoa(len(at)))
-			case err != nil || n < 0 || n >= len(at):
-				return "", false, nil
-			default:
-				v = at[n]
-			}
-		default:
-			return "", false, nil
-		}
-	}
-	if s, ok := v.(string); ok {
-		return s, true, nil
-	}
-	b, err := json.Marshal(v)
-	return string(b), true, err
-}
-
-// problem CODE [FIELD] checks the last answer as an error of RFC 9457 with that code, and a sentence.
-func cmdProblem(s *script, _ *testscript.TestScript, neg bool, args []string) error {
-	if neg || len(args) < 1 || len(args) > 2 {
-		return errUsage
-	}
-	var p struct {
-		Type, Title, Detail, Code, Field string
-		Status                           int
-	}
-	if err := json.Unmarshal(s.answer, &p); err != nil {
-		return fmt.Errorf("%w in %q", err, s.answer)
-	}
-	if p.Code != args[0] || len(args) == 2 && p.Field != args[1] {
-		return fmt.Errorf("code %q, field %q; want %q", p.Code, p.Field, args)
-	}
-	if p.Type == "" || p.Title == "" || p.Status < 400 || !strings.HasSuffix(p.Detail, ".") {
-		return fmt.Errorf("not a problem with a sentence: %s", s.answer)
 	}
 	return nil
 }

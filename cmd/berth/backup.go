@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -17,11 +19,35 @@ func backupCommand() *cobra.Command {
 		Use: "backup FILE", Short: "Write accounts, containers and host keys into a file, while Berth runs or not", Args: cobra.ExactArgs(1),
 		Long: `Write the state of the data directory into a new file, while Berth runs or not: the database as of one moment, and the host
 keys. Keep the file as you keep the data directory: whoever has it can pose as this gateway. The containers' volumes are not
-in it, nor is the key of the tokens.`,
+in it, nor is the key of the tokens. With - it goes to standard output.`,
 		RunE: withConfig(func(cmd *cobra.Command, c config.Config, args []string) error {
-			return app.Backup(cmd.Context(), c, args[0], os.Stderr)
+			if args[0] != "-" {
+				return app.Backup(cmd.Context(), c, args[0], os.Stderr)
+			}
+			return aside(func(file string) error {
+				if err := app.Backup(cmd.Context(), c, file, io.Discard); err != nil {
+					return err
+				}
+				f, err := os.Open(file)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				_, err = io.Copy(cmd.OutOrStdout(), f)
+				return err
+			})
 		}),
 	}
+}
+
+// aside calls f with the name of a file that is not there yet, and is removed afterwards.
+func aside(f func(file string) error) (err error) {
+	dir, err := os.MkdirTemp("", "berth-backup-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	return f(filepath.Join(dir, "backup.tar"))
 }
 
 func migrateCommand() *cobra.Command {
@@ -59,14 +85,28 @@ func restoreCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "restore [FILE]", Short: "Put the state in a backup in the place of what is there; Berth must not run", Args: cobra.MaximumNArgs(1),
 		Long: `Put the state in a backup in the place of the data directory's, which may be empty. Berth must not run; containers may. What it
-replaces is moved aside, and no volume is touched: those that the backup does not know are left alone. All tokens end.
+replaces is moved aside, and no volume is touched: those that the backup does not know are left alone. All tokens end. With - it
+comes from standard input.
 
 With --database and without FILE, a PostgreSQL database that pg_restore has put back is made ready to go on.`,
 		RunE: withConfig(func(cmd *cobra.Command, c config.Config, args []string) error {
 			if len(args) == 0 {
 				return app.BeginEpoch(cmd.Context(), c, os.Stderr)
 			}
-			return app.Restore(cmd.Context(), c, args[0], os.Stderr)
+			if args[0] != "-" {
+				return app.Restore(cmd.Context(), c, args[0], os.Stderr)
+			}
+			return aside(func(file string) error {
+				f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+				if err != nil {
+					return err
+				}
+				_, err = io.Copy(f, cmd.InOrStdin())
+				if err = errors.Join(err, f.Close()); err != nil {
+					return err
+				}
+				return app.Restore(cmd.Context(), c, file, os.Stderr)
+			})
 		}),
 	}
 }

@@ -55,7 +55,11 @@ func (n *node) configure() error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(configured("registries"), 0o755); err != nil {
+	hosts := filepath.Join(configured("registries"), n.registry())
+	if err := os.MkdirAll(hosts, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(n.hostsFile()), 0o644); err != nil {
 		return err
 	}
 	if err := writePauseImage(configured("pause.tar"), nodePrograms+"/pause"); err != nil {
@@ -121,16 +125,19 @@ func (n *node) list() []*component {
 	healthy := func(url string) func(context.Context) error {
 		return func(ctx context.Context) error { return n.get(ctx, url, nil) }
 	}
+	const gates = "--feature-gates=HostnameOverride=true" // from 1.35 on by default
 	return []*component{
 		newComponent("containerd", n.containerdReady, "containerd", "--config", nodeDir+"/config/containerd.toml"),
 		newComponent("etcd", healthy("http://127.0.0.1:2379/readyz"), kube, "etcd",
 			"--data-dir="+nodeDir+"/etcd", "--unsafe-no-fsync", "--log-level=warn",
 			"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 			"--listen-peer-urls=http://127.0.0.1:2380"),
+		newComponent("registry", healthy("http://"+n.registry()+"/v2/"), nodePrograms+"/devcluster", registryVerb,
+			n.registry(), nodeDir+"/registry"),
 		newComponent("apiserver", healthy(n.server()+"/readyz"), kube, "apiserver",
 			"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+n.node().String(),
 			"--service-cluster-ip-range="+n.services().String(), "--authorization-mode=Node,RBAC", "--allow-privileged",
-			"--enable-admission-plugins=NodeRestriction",
+			"--enable-admission-plugins=NodeRestriction", gates,
 			"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
 			"--kubelet-certificate-authority="+pki("ca.crt"), "--kubelet-preferred-address-types=InternalIP",
 			"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"), "--kubelet-client-key="+pki("apiserver-kubelet.key"),
@@ -146,7 +153,7 @@ func (n *node) list() []*component {
 			"--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"), "--leader-elect=false"),
 		newComponent("kubelet", healthy("http://127.0.0.1:10248/healthz"), kube, "kubelet", kubeconfig("kubelet"),
 			"--config="+nodeDir+"/config/kubelet.yaml", "--root-dir="+nodeDir+"/kubelet", "--cert-dir="+nodeDir+"/kubelet/pki",
-			"--hostname-override="+n.Name, "--node-ip="+n.node().String()),
+			"--hostname-override="+n.Name, "--node-ip="+n.node().String(), gates),
 		// Connection tracking's limits are the machine's, and its own default is enough.
 		newComponent("proxy", healthy("http://127.0.0.1:10256/healthz"), kube, "proxy", kubeconfig("proxy"),
 			"--proxy-mode=nftables", "--hostname-override="+n.Name, "--cluster-cidr="+n.pods().String(), "--oom-score-adj=0",

@@ -13,10 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The verbs by which this program starts itself: the node's first process, and the one that runs the components.
+// The verbs by which this program starts itself: the node's first process, the one that runs the components, and the one of
+// them that is no program of its own.
 const (
-	initVerb = "node-init"
-	nodeVerb = "node"
+	initVerb     = "node-init"
+	nodeVerb     = "node"
+	registryVerb = "registry"
 )
 
 // What is passed on to both: the layout as JSON, which arrives when the node's link is there, and where to say how far it is.

@@ -24,7 +24,8 @@ const usage = `usage: devcluster VERB [flags] [argument…]
   status               say whether it runs, and where
   load ARCHIVE…        put images, in OCI or Docker archives, on the node
   start|stop COMPONENT, restart [--kill] COMPONENT
-                       one of etcd, containerd, apiserver, controller-manager, scheduler, kubelet, proxy
+                       one of etcd, containerd, registry, apiserver, controller-manager, scheduler, kubelet,
+                       proxy
 flags of each verb:
   --dir DIR            what the cluster keeps (default: state, beside this program); several run side by side
   --json               print ready.json, for scripts (up, status)
@@ -59,6 +60,11 @@ func run(ctx context.Context, args []string) error {
 		return initProcess()
 	case nodeVerb:
 		return nodeProcess(ctx)
+	case registryVerb:
+		if len(args) != 2 {
+			return errUsage
+		}
+		return registryProcess(ctx, args[0], args[1])
 	}
 
 	programs, err := os.Executable()

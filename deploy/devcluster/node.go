@@ -34,7 +34,7 @@ type node struct {
 	api        *http.Client // as the cluster's administrator
 }
 
-var componentNames = []string{"etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet", "proxy"}
+var componentNames = []string{"etcd", "containerd", "registry", "apiserver", "controller-manager", "scheduler", "kubelet", "proxy"}
 
 // nodeProcess runs a node until it is told to stop.
 func nodeProcess(ctx context.Context) error {
@@ -103,9 +103,9 @@ func (n *node) start(ctx context.Context, say func(string)) (stop func(), err er
 		endVolumes()
 		closeControl()
 		end("kubelet", "proxy", "scheduler", "controller-manager", "apiserver")
-		end("etcd", "containerd") // the API server would wait for an etcd that is gone
+		end("etcd", "containerd", "registry") // the API server would wait for an etcd that is gone
 	}
-	if err := n.together(ctx, say, "containerd", "etcd"); err != nil {
+	if err := n.together(ctx, say, "containerd", "etcd", "registry"); err != nil {
 		return stop, err
 	}
 	if err := n.load(ctx, nodeDir+"/config/pause.tar"); err != nil {

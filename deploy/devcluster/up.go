@@ -29,7 +29,8 @@ type ready struct {
 	LoadBalancers string `json:"load_balancers"` // addresses that a test may give to a Service
 	Containerd    string `json:"containerd"`
 	Logs          string `json:"logs"`
-	Registries    string `json:"registries"` // for containerd: HOST/hosts.toml
+	Registry      string `json:"registry"`   // where images may be pushed to
+	Registries    string `json:"registries"` // of others, for containerd: HOST/hosts.toml
 }
 
 func (l layout) describe(process int) ready {
@@ -38,7 +39,7 @@ func (l layout) describe(process int) ready {
 		Kubeconfig: l.kubeconfig(), Kubectl: filepath.Join(l.Programs, "kubectl"), Node: l.Name,
 		NodeAddress: l.node().String(), Machine: l.machine().String(), Network: l.Net.String(),
 		LoadBalancers: l.loadBalancers().String(), Containerd: l.containerd(), Logs: l.logs(),
-		Registries: filepath.Join(l.Dir, "config/registries"),
+		Registry: l.registry(), Registries: filepath.Join(l.Dir, "config/registries"),
 	}
 }
 

@@ -61,8 +61,8 @@ func StandBy(prepare func() error) error {
 	return nil
 }
 
-// ErrUnprepared keeps a tenant out of mount paths that are not as the image has them.
-var ErrUnprepared = errors.New("the mount paths are not prepared")
+// errUnprepared keeps a tenant out of mount paths that are not as the image has them.
+var errUnprepared = errors.New("the mount paths are not prepared")
 
 // prepared says whether what has to be there before anybody enters is there.
 func prepared(mark string) error {
@@ -70,7 +70,7 @@ func prepared(mark string) error {
 		return nil
 	}
 	if _, err := os.Lstat(mark); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnprepared, err)
+		return fmt.Errorf("%w: %w", errUnprepared, err)
 	}
 	return nil
 }

@@ -52,27 +52,41 @@ func buildAgent(t testing.TB) string {
 // machine is a container without an engine: the built agent as the first process of its own user, PID, mount and
 // network namespaces, in a root of its own.
 type machine struct {
-	t    testing.TB
-	root string
-	cmd  *exec.Cmd
-	once sync.Once
-	err  error
+	t     testing.TB
+	root  string
+	agent string // the program that it has as its agent
+	cmd   *exec.Cmd
+	once  sync.Once
+	err   error
 }
+
+// Kinds of machines: with the agent and nothing else, with this machine's programs too, and the latter with an agent for another
+// architecture.
+const (
+	bareMachine     = "bare"
+	fullMachine     = "full"
+	emulatedMachine = "emulated"
+)
 
 // boot starts a machine. A bare one has the agent and nothing else, another one this machine's programs too.
 func boot(t testing.TB, bare bool, args ...string) *machine {
 	t.Helper()
-	m := &machine{t: t, root: t.TempDir()}
+	kind := fullMachine
+	if bare {
+		kind = bareMachine
+	}
+	return bootAgent(t, kind, buildAgent(t), args...)
+}
+
+func bootAgent(t testing.TB, kind, agent string, args ...string) *machine {
+	t.Helper()
+	m := &machine{t: t, root: t.TempDir(), agent: agent}
 	for d := m.root; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	m.populate(bare)
-	kind := "full"
-	if bare {
-		kind = "bare"
-	}
+	m.populate(kind == bareMachine)
 	m.cmd = exec.Command("/proc/self/exe", append([]string{m.root, kind, "/.berth/agent", "init"}, args...)...)
 	m.cmd.Args[0] = "berth-boot"
 	m.cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "IMAGE=yes"}
@@ -125,7 +139,7 @@ func (m *machine) populate(bare bool) {
 		}
 	}
 	// Not a copy: a child that is forked meanwhile would hold it open for writing, and it could not be run.
-	if err := os.Link(buildAgent(m.t), m.path(".berth/agent")); err != nil {
+	if err := os.Link(m.agent, m.path(".berth/agent")); err != nil {
 		m.t.Fatal(err)
 	}
 	for name, text := range files {
@@ -150,7 +164,7 @@ func (m *machine) populate(bare bool) {
 
 // bootMain is the machine's first process up to the agent: it arranges the file systems as a container engine does.
 func bootMain(args []string) error {
-	root, full, argv := args[0], args[1] == "full", args[2:]
+	root, kind, argv := args[0], args[1], args[2:]
 	mount := func(source, target, kind string, flags uintptr, data string) error {
 		if err := unix.Mount(source, filepath.Join(root, target), kind, flags, data); err != nil {
 			return fmt.Errorf("mount %s: %w", target, err)
@@ -170,7 +184,10 @@ func bootMain(args []string) error {
 		file := filepath.Join(root, "dev", dev)
 		errs = append(errs, os.WriteFile(file, nil, 0o666), mount("/dev/"+dev, "dev/"+dev, "", unix.MS_BIND, ""))
 	}
-	if full {
+	if kind == emulatedMachine {
+		errs = append(errs, emulate(filepath.Join(root, "proc")))
+	}
+	if kind != bareMachine {
 		errs = append(errs, mount("/usr", "usr", "", unix.MS_BIND|unix.MS_REC, ""))
 		for _, dir := range []string{"bin", "sbin", "lib", "lib64"} {
 			errs = append(errs, os.Symlink("usr/"+dir, filepath.Join(root, dir)))

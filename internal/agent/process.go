@@ -79,6 +79,10 @@ func (p *processes) start(c command) (*process, error) {
 		return nil, errClosing
 	}
 	pid, err := forkExpendable(c.path, c.argv, attr)
+	if errors.Is(err, syscall.EINVAL) { // emulators and sandboxes give no handle with a child
+		attr.Sys.PidFD = nil
+		pid, err = forkExpendable(c.path, c.argv, attr)
+	}
 	if err != nil {
 		return nil, err
 	}

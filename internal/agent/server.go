@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/agentproto"
+	"berth/internal/pinned"
 	"berth/internal/version"
 )
 
@@ -42,12 +43,14 @@ type Options struct {
 	Prepared string
 	// Passwd and Group are the account files; empty means those in /etc.
 	Passwd, Group string
+	// Listen opens the container's address for paired gateways; nil: all of its addresses, on the port for that.
+	Listen func() (net.Listener, error)
 }
 
 // Server serves gateways.
 type Server struct {
 	environ       []string
-	accept        AcceptEnv
+	acceptEnv     AcceptEnv
 	log           *slog.Logger
 	procs         *processes
 	passwd, group string
@@ -55,6 +58,8 @@ type Server struct {
 	budget        *agentproto.Budget
 	logs          logbook
 	poller        poller
+	listen        func() (net.Listener, error)
+	paired        paired
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -77,12 +82,12 @@ const (
 // NewServer returns a Server. It does no I/O.
 func NewServer(o Options) *Server {
 	s := &Server{
-		environ: o.Environ, accept: o.AcceptEnv, log: o.Log, procs: newProcesses(o.Init),
+		environ: o.Environ, acceptEnv: o.AcceptEnv, log: o.Log, procs: newProcesses(o.Init),
 		passwd: o.Passwd, group: o.Group, user: o.User,
 		budget: agentproto.NewBudget(maxInput),
 	}
-	if s.accept == nil {
-		s.accept = DefaultAcceptEnv()
+	if s.acceptEnv == nil {
+		s.acceptEnv = DefaultAcceptEnv()
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -92,6 +97,9 @@ func NewServer(o Options) *Server {
 	}
 	if s.group == "" {
 		s.group = "/etc/group"
+	}
+	if s.listen = o.Listen; s.listen == nil {
+		s.listen = listenForPods
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	return s
@@ -138,6 +146,16 @@ func (s *Server) goDo(wg *sync.WaitGroup, f func()) bool {
 
 // Serve accepts connections until l is closed. Peers that are neither root in here nor on the host are turned away.
 func (s *Server) Serve(l net.Listener) error {
+	return s.accept(l, func(nc net.Conn) error {
+		if err := checkPeer(nc); err != nil {
+			return err
+		}
+		return s.take(nc)
+	})
+}
+
+// accept has connections admitted until l is closed.
+func (s *Server) accept(l net.Listener, admit func(net.Conn) error) error {
 	stop := context.AfterFunc(s.ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
@@ -157,7 +175,7 @@ func (s *Server) Serve(l net.Listener) error {
 		case err != nil:
 			return fmt.Errorf("accept: %w", err)
 		}
-		if err := s.admit(nc); err != nil {
+		if err := admit(nc); err != nil {
 			s.log.Warn("refused a connection", "err", err)
 			_ = nc.Close()
 		}
@@ -186,11 +204,8 @@ func (s *Server) pause() bool {
 	}
 }
 
-// admit serves nc if its peer may come in and there are not too many.
-func (s *Server) admit(nc net.Conn) error {
-	if err := checkPeer(nc); err != nil {
-		return err
-	}
+// take serves nc, whose peer may come in, if there are not too many.
+func (s *Server) take(nc net.Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -318,9 +333,13 @@ func (c wireChannel) next() (request, bool) {
 }
 
 // call answers what a gateway asks about the container.
-func (s *Server) call(_ context.Context, name string, _ []byte) ([]byte, error) {
-	if name == "stats" {
+func (s *Server) call(_ context.Context, name string, payload []byte) ([]byte, error) {
+	switch {
+	case name == "stats":
 		return json.Marshal(readStats())
+	case name == callPair && len(payload) == len(pinned.Key{}):
+		ours, err := s.pair(pinned.Key(payload))
+		return ours[:], err
 	}
 	return nil, errors.New("there is no such call")
 }

@@ -160,7 +160,7 @@ func (s *session) setEnv(payload []byte) error {
 	if err := ssh.Unmarshal(payload, &m); err != nil {
 		return err
 	}
-	if s.run != nil || len(s.env) >= maxEnv || !s.s.accept.accepts(m.Name, m.Value) {
+	if s.run != nil || len(s.env) >= maxEnv || !s.s.acceptEnv.accepts(m.Name, m.Value) {
 		return errors.New("not accepted")
 	}
 	s.env = append(s.env, m.Name+"="+m.Value)

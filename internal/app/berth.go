@@ -10,7 +10,6 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -27,6 +26,7 @@ import (
 	"berth/internal/control"
 	"berth/internal/event"
 	"berth/internal/httpapi"
+	"berth/internal/k8s"
 	"berth/internal/link"
 	"berth/internal/lobby"
 	"berth/internal/monitor"
@@ -38,9 +38,9 @@ import (
 )
 
 var (
-	_ control.Engine     = (*containerd.Engine)(nil)
+	_ engine             = (*containerd.Engine)(nil)
+	_ engine             = (*k8s.Engine)(nil)
 	_ control.Store      = (*store.Store)(nil)
-	_ session.Dialer     = (*containerd.Engine)(nil)
 	_ sshproxy.Directory = (*store.Store)(nil)
 	_ sshproxy.Directory = (*link.Replica)(nil)
 	_ sshproxy.Changes   = (*link.Replica)(nil).Changes
@@ -133,7 +133,7 @@ func openState(ctx context.Context, c config.Config, log *slog.Logger) (_ *berth
 		return nil, err
 	}
 	b.onClose(b.store.Close)
-	key, err := auth.OpenKey(b.files.path("token.key"))
+	key, err := auth.OpenKey(b.files.path(tokenKey))
 	if err != nil {
 		return nil, err
 	}
@@ -175,44 +175,10 @@ func OpenOperator(ctx context.Context, c config.Config) (Operator, error) {
 	return b.operator, nil
 }
 
-// openEngine starts what runs containers; its progress goes to p.
-func (b *berth) openEngine(ctx context.Context, p *progress) error {
-	installation, err := b.store.InstallationID(ctx)
-	if err != nil {
-		return err
-	}
-	options, err := engineOptions(b.cfg)
-	if err != nil {
-		return err
-	}
-	options.InstallationID, options.Log, options.Progress = installation, b.log.With("part", "containerd"), p.step
-	if b.cfg.Database != "" {
-		if b.dialer, err = containerd.NewDialer(options.DataDir); err != nil {
-			return err
-		}
-		if err := b.openReplica(options); err != nil {
-			return err
-		}
-		b.watchEngine(b.replica.here)
-		b.openControl(b.replica)
-		return nil
-	}
-	engine, err := containerd.Open(ctx, options)
-	if err != nil {
-		return err
-	}
-	b.onClose(engine.Close)
-	b.dialer = engine
-	b.watchEngine(func() *containerd.Engine { return engine })
-	b.openControl(engine)
-	b.inner = append(b.inner, b.control.Run)
-	return nil
-}
-
 // openControl makes the use cases, on an engine.
 func (b *berth) openControl(engine control.Engine) {
 	b.control = control.New(control.Config{
-		Store: b.store, Engine: engine, Limits: b.cfg.Limits(), Types: hostTypes(),
+		Store: b.store, Engine: engine, Limits: b.cfg.Limits(), Types: instanceTypes(b.cfg),
 		Zone: b.cfg.Zone, Log: b.log.With("part", "control"), Observer: b.observer(),
 	})
 	b.watchControl(b.control)
@@ -303,7 +269,7 @@ func (b *berth) openSessions(dial session.Dialer) {
 func (b *berth) openGateway(
 	l net.Listener, dir sshproxy.Directory, changes sshproxy.Changes, containers lobby.Service,
 ) (err error) {
-	if b.hostKeys, err = sshproxy.OpenHostKeys(b.cfg.DataDir); err != nil {
+	if b.hostKeys, err = sshproxy.OpenHostKeys(b.cfg.HostKeyDir()); err != nil {
 		return err
 	}
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
@@ -326,54 +292,6 @@ func (b *berth) openGateway(
 func (b *berth) changes() (<-chan compute.Event, func()) {
 	s := b.bus.Load().Subscribe(0, 1024)
 	return s.C, s.Close
-}
-
-// engineOptions are the embedded engine's, from the settings.
-func engineOptions(c config.Config) (containerd.Options, error) {
-	o := containerd.Options{
-		DataDir: c.Engine(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, AcceptEnv: c.AcceptEnv,
-		ImageArchive: c.Image, AgentPath: c.Agent,
-		ReserveBytes: int64(c.ReserveGB) << 30, MemoryBytes: int64(c.MemoryMB) << 20,
-	}
-	if o.ImageArchive == "" {
-		if o.ImageArchive = config.Beside("../build/base-image.tar", "base-image.tar"); o.ImageArchive == "" {
-			return o, errors.New("the base image is not there; `make image` makes it, or name one with --image")
-		}
-	}
-	if o.AgentPath == "" {
-		name := "berth-agent-linux-" + architecture
-		if o.AgentPath = config.Beside(name); o.AgentPath == "" {
-			return o, fmt.Errorf("%s is not beside this program; `make build` makes it, or name one with --agent", name)
-		}
-	}
-	for setting, path := range map[string]string{"image": o.ImageArchive, "agent": o.AgentPath} {
-		if _, err := os.Stat(path); err != nil {
-			return o, fmt.Errorf("--%s: %w", setting, err)
-		}
-	}
-	var err error
-	if c.Subnet != "" {
-		if o.Subnet, err = netip.ParsePrefix(c.Subnet); err != nil {
-			return o, err
-		}
-	}
-	if c.DNSUpstream != "" {
-		upstream, err := netip.ParseAddrPort(c.DNSUpstream)
-		if err != nil {
-			return o, err
-		}
-		o.Upstreams = []netip.AddrPort{upstream}
-	}
-	return o, nil
-}
-
-// hostTypes is the table of instance types with every type on this machine's architecture: there is no other machine.
-func hostTypes() []compute.InstanceType {
-	types := compute.DefaultInstanceTypes()
-	for i := range types {
-		types[i].Architecture = architecture
-	}
-	return types
 }
 
 // listenTCP opens a socket that is closed at the latest with everything else.

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 )
 
+// tokenKey is the file of the key that tokens are signed with.
+const tokenKey = "token.key"
+
 // readyFile is there while Berth serves.
 const readyFile = "ready.json"
 

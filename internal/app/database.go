@@ -169,7 +169,7 @@ func BeginEpoch(ctx context.Context, c config.Config, out io.Writer) (err error)
 		return err
 	}
 	r := restore{dir: c.DataDir, out: out}
-	if err := r.moveAside("token.key"); err != nil {
+	if err := r.moveAside(tokenKey); err != nil {
 		return err
 	}
 	r.say("Began the epoch %d. All tokens have ended.", id.Epoch)

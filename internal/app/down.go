@@ -6,19 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"berth/internal/audit"
-	"berth/internal/compute"
 	"berth/internal/config"
 	"berth/internal/containerd"
 	"berth/internal/link"
-	"berth/internal/store"
 )
 
 // downTimeout bounds the end of a running berth and of its containers.
@@ -27,7 +23,7 @@ const downTimeout = 2 * time.Minute
 // Down stops the berth of the data directory, if one runs, and its containers. With destroy it then removes the
 // containers' storage and everything else that berth made in the data directory.
 func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (err error) {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 && !c.OnKubernetes() {
 		return errors.New("the containers belong to root; run this with sudo")
 	}
 	// Without a database the directory is not, or no longer, a Berth's: nothing in it may be destroyed.
@@ -36,6 +32,9 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 	if remote && destroy {
 		return fmt.Errorf("the state of %s is in a PostgreSQL database, which would go on to know its containers; delete them over the API, "+
 			"then stop Berth, drop the database and remove the directory", c.DataDir)
+	}
+	if c.OnKubernetes() && destroy {
+		return errors.New("the containers are a cluster's, which Berth asks while it runs; delete them over the API, then stop it and remove the directory")
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, downTimeout, fmt.Errorf("it took more than %s", downTimeout))
 	defer cancel()
@@ -50,11 +49,15 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 		}
 		defer func() { _ = lock.release() }() // its file may be gone by then
 	}
+	if c.OnKubernetes() {
+		say("Stopped. Containers go on running in the cluster.")
+		return nil
+	}
 	if installed {
 		say("Stopping containers")
 	}
 	options := containerd.Options{
-		DataDir: c.Engine(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, Log: newLogger(c, out),
+		DataDir: c.EnginePath(), ContainerdPath: c.Containerd, ContainerdAddress: c.ContainerdAddress, Log: newLogger(c, out),
 	}
 	if err := containerd.Down(ctx, options, destroy && installed); err != nil {
 		return err
@@ -77,7 +80,7 @@ func Down(ctx context.Context, c config.Config, destroy bool, out io.Writer) (er
 // removeData removes what berth made in dir, and dir itself if nothing else is in it: a person may keep files there. The
 // database goes last, so that a removal that is cut off can be repeated.
 func removeData(dir string) error {
-	names := []string{"token", "token.key", "ssh_config", "known_hosts", "ready.json", operatorSocket, "network.json"}
+	names := []string{"token", tokenKey, "ssh_config", "known_hosts", "ready.json", operatorSocket, "network.json"}
 	names = append(names, linkAuthority, localCredential, linkSocket)
 	names = append(names, link.ReplicaFiles(replicaFile)...)
 	for _, t := range []string{"ed25519", "ecdsa", "rsa"} {
@@ -106,54 +109,4 @@ func removeData(dir string) error {
 	}
 	_ = os.Remove(dir) // unless something else is in it
 	return errors.Join(errs...)
-}
-
-// Check is one line of the doctor.
-type Check struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Needed bool   `json:"needed"` // berth does not start without it
-	Detail string `json:"detail,omitempty"`
-}
-
-// Doctor looks for all that this machine must have for Berth, and changes nothing.
-func Doctor(ctx context.Context, c config.Config) []Check {
-	options, err := engineOptions(c)
-	checks := []Check{{
-		Name: "machine", OK: runtime.GOOS == "linux", Needed: true, Detail: runtime.GOOS + "/" + runtime.GOARCH,
-	}, {
-		Name: "files", OK: err == nil, Needed: true, Detail: "base image and agent",
-	}}
-	if err != nil {
-		checks[1].Detail = err.Error()
-	}
-	checks = append(checks, checkAddresses(c))
-	if c.Database != "" {
-		check := Check{Name: "database", OK: true, Needed: true}
-		if err := store.Check(ctx, c.Database); err != nil {
-			check.OK, check.Detail = false, compute.UserMessage(err)
-		}
-		checks = append(checks, check)
-	}
-	options.Log = slog.New(slog.DiscardHandler)
-	for _, k := range containerd.Checks(ctx, options) {
-		check := Check{Name: k.Name, OK: k.Problem == nil, Needed: k.Fatal}
-		if k.Problem != nil {
-			check.Detail = k.Problem.Error()
-		}
-		checks = append(checks, check)
-	}
-	return checks
-}
-
-// checkAddresses says which of the addresses to serve at are taken, unless it is by the Berth of this data directory.
-func checkAddresses(c config.Config) Check {
-	check := Check{Name: "addresses", OK: true, Needed: true}
-	if served(c.DataDir) {
-		return check
-	}
-	if err := takenAddresses(c); err != nil {
-		check.OK, check.Detail = false, err.Error()
-	}
-	return check
 }

@@ -12,17 +12,19 @@ import (
 	"berth/internal/config"
 	"berth/internal/containerd"
 	"berth/internal/control"
+	"berth/internal/k8s"
 	"berth/internal/link"
 	"berth/internal/route"
+	"berth/internal/session"
 )
 
 // replicaFile is the gateway's copy of the control plane's state.
 const replicaFile = "link_replica"
 
 // Gateway runs the SSH gateway alone. It follows the control plane over the link, keeps what it knows in a file, and reaches
-// the agents by their sockets, on this machine.
+// the agents by their sockets on this machine, or by way of the cluster.
 func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
-	if err := needRoot(); err != nil {
+	if err := needRoot(c); err != nil {
 		return err
 	}
 	b := &berth{cfg: c, log: newLogger(c, out), audit: newAuditing()}
@@ -57,7 +59,7 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 	if err := b.openGatewayLink(replica); err != nil {
 		return err
 	}
-	dialer, err := containerd.NewDialer(c.Engine())
+	dialer, err := b.gatewayDialer()
 	if err != nil {
 		return err
 	}
@@ -66,6 +68,21 @@ func Gateway(ctx context.Context, c config.Config, out io.Writer) (err error) {
 		return err
 	}
 	return b.serve(ctx, func(ctx context.Context) error { return b.announceGateway(ctx, replica, gateway.Addr(), out) })
+}
+
+// gatewayDialer returns what reaches the agents from a process that does not drive the engine.
+func (b *berth) gatewayDialer() (session.Dialer, error) {
+	if !b.cfg.OnKubernetes() {
+		return containerd.NewDialer(b.cfg.EnginePath())
+	}
+	d, err := k8s.NewDialer(k8s.DialerOptions{
+		Kubeconfig: b.cfg.Kubeconfig, Addresses: b.cfg.AgentTransport == config.TransportPod, Log: b.log.With("part", "kubernetes"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.onClose(d.Close)
+	return d, nil
 }
 
 // readCredential returns what this gateway proves itself with.

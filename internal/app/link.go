@@ -39,6 +39,11 @@ func (b *berth) openLink(ctx context.Context, local bool) error {
 	if err != nil {
 		return err
 	}
+	if b.cfg.GatewaySecret != "" {
+		if err := b.keepGatewaySecret(ctx, authority); err != nil {
+			return fmt.Errorf("keep the gateways' secret: %w", err)
+		}
+	}
 	var listeners []net.Listener
 	if local {
 		if err := b.keepLocalCredential(ctx, authority); err != nil {
@@ -81,29 +86,16 @@ func (b *berth) localGateway() (string, error) {
 	return localGateway + "-" + hex.EncodeToString(sum[:4]), nil
 }
 
-// keepLocalCredential sees to it that the file of the local gateway's credential is one that was stored. A credential that
-// was revoked is not replaced: that would undo what an operator did.
+// keepLocalCredential sees to it that the file of the local gateway's credential is one that was stored.
 func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authority) error {
 	path := b.files.path(localCredential)
-	if c, err := link.ReadCredential(path); err == nil {
-		g, err := b.store.Gateway(ctx, c.Fingerprint)
-		switch {
-		case err == nil && g.Revoked():
-			b.log.Warn("the credential of this directory's gateway was revoked; remove it to have another", "file", path)
-			return nil
-		case err == nil && !authority.Issued(c):
-			b.log.Warn("the credential of this directory's gateway is replaced: the authority is another", "file", path)
-		case err == nil, compute.CodeOf(err) != compute.CodeNotFound:
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		b.log.Warn("the credential of this directory's gateway is replaced", "err", err)
-	}
 	name, err := b.localGateway()
 	if err != nil {
 		return err
 	}
-	if _, err := b.store.RevokeGateway(ctx, name); err != nil && compute.CodeOf(err) != compute.CodeNotFound {
+	there, err := link.ReadCredential(path)
+	keep, err := b.mayKeep(ctx, authority, there, err, path)
+	if keep || err != nil {
 		return err
 	}
 	text, fingerprint, err := authority.Issue(name)
@@ -114,6 +106,39 @@ func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authori
 	if err := (invoker{}).writeFile(path, string(text), 0o600); err != nil {
 		return fmt.Errorf("write the local gateway's credential: %w", err)
 	}
-	_, err = b.store.AddGateway(ctx, name, fingerprint)
+	return b.replaceGateway(ctx, name, fingerprint)
+}
+
+// mayKeep says whether the credential that was read from a place, or err, stays there. One that was revoked is not replaced:
+// that would undo what an operator did.
+func (b *berth) mayKeep(ctx context.Context, authority *link.Authority, c link.Credential, err error, place string) (bool, error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		b.log.Warn("a gateway's credential is replaced", "place", place, "err", err)
+		return false, nil
+	}
+	g, err := b.store.Gateway(ctx, c.Fingerprint)
+	switch {
+	case compute.CodeOf(err) == compute.CodeNotFound:
+		return false, nil
+	case err != nil:
+		return false, err
+	case g.Revoked():
+		b.log.Warn("a gateway's credential was revoked; remove it to have another", "gateway", g.Name, "place", place)
+	case !authority.Issued(c):
+		b.log.Warn("a gateway's credential is replaced: the authority is another", "gateway", g.Name, "place", place)
+		return false, nil
+	}
+	return true, nil
+}
+
+// replaceGateway has a name's gateway be the one with a credential.
+func (b *berth) replaceGateway(ctx context.Context, name, fingerprint string) error {
+	if _, err := b.store.RevokeGateway(ctx, name); err != nil && compute.CodeOf(err) != compute.CodeNotFound {
+		return err
+	}
+	_, err := b.store.AddGateway(ctx, name, fingerprint)
 	return err
 }

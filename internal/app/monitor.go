@@ -8,7 +8,6 @@ import (
 
 	"berth/internal/audit"
 	"berth/internal/compute"
-	"berth/internal/containerd"
 	"berth/internal/control"
 	"berth/internal/httpapi"
 	"berth/internal/link"
@@ -98,9 +97,13 @@ func (b *berth) observer() control.Observer {
 	return control.Observer{Passed: b.metrics.Pass, Settled: b.metrics.Settled}
 }
 
-// watchEngine has readiness depend on containerd, where this process drives it.
-func (b *berth) watchEngine(here func() *containerd.Engine) {
-	b.ready.Add("containerd does not answer", func(ctx context.Context) error {
+// watchEngine has readiness depend on what the engine drives, where this process has it.
+func (b *berth) watchEngine(here func() engine) {
+	what := "containerd does not answer"
+	if b.cfg.OnKubernetes() {
+		what = "the cluster does not answer"
+	}
+	b.ready.Add(what, func(ctx context.Context) error {
 		if e := here(); e != nil {
 			return e.Answers(ctx)
 		}
@@ -110,7 +113,7 @@ func (b *berth) watchEngine(here func() *containerd.Engine) {
 
 // watchControl counts what the control plane has to do, and has readiness depend on its engine.
 func (b *berth) watchControl(s *control.Service) {
-	drives := func() bool { return b.replica == nil || b.replica.here() != nil }
+	drives := func() bool { return b.replica == nil || b.replica.driving() != nil }
 	b.ready.Add("the containers' engine does not answer", func(context.Context) error {
 		if !drives() {
 			return nil // another one's does

@@ -21,26 +21,25 @@ import (
 
 var _ control.Engine = (*replica)(nil)
 
-// replica is the engine as one control plane of several reaches it: the engine itself while this one drives the containers, and
-// nothing while another does. Before each call that changes something it asks the database whether that is still so.
+// replica is the engine as one control plane of several reaches it. Only one of them drives the containers. Before each call
+// that changes something it asks the database whether that is still so.
 type replica struct {
 	store   *store.Store
 	settled chan struct{} // closed once it is known who drives
 
-	held *containerd.Engine // open, and only driven in a term; of the goroutine that leads
-
 	mu     sync.Mutex // guards what follows; never held over I/O
-	engine *containerd.Engine
+	engine engine     // that this process has; nil where only who drives has one
+	drives bool
 	known  bool
 }
 
 func newReplica(s *store.Store) *replica { return &replica{store: s, settled: make(chan struct{})} }
 
-// set says which engine there is; nil: that of another control plane.
-func (r *replica) set(e *containerd.Engine) {
+// set says which engine this process has, if any, and whether it drives it.
+func (r *replica) set(e engine, drives bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.engine = e
+	r.engine, r.drives = e, drives
 	if !r.known {
 		r.known = true
 		close(r.settled)
@@ -48,9 +47,19 @@ func (r *replica) set(e *containerd.Engine) {
 }
 
 // here returns the engine that this process has, or nil.
-func (r *replica) here() *containerd.Engine {
+func (r *replica) here() engine {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.engine
+}
+
+// driving returns the engine that this process drives, or nil.
+func (r *replica) driving() engine {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.drives {
+		return nil
+	}
 	return r.engine
 }
 
@@ -59,8 +68,8 @@ func elsewhereNow() error {
 }
 
 // driven returns the engine, to change something.
-func (r *replica) driven(ctx context.Context) (*containerd.Engine, error) {
-	e := r.here()
+func (r *replica) driven(ctx context.Context) (engine, error) {
+	e := r.driving()
 	if e == nil {
 		return nil, elsewhereNow()
 	}
@@ -146,18 +155,14 @@ func (r *replica) Usage(ctx context.Context, ref compute.Ref) (compute.Usage, er
 	return e.Usage(ctx, ref)
 }
 
-// openReplica makes this process a candidate for driving the containers of the engine directory.
-func (b *berth) openReplica(o containerd.Options) error {
-	place, err := openPlace(o.DataDir)
-	if err != nil {
-		return fmt.Errorf("name the engine directory: %w", err)
-	}
+// share makes this process a candidate for driving the containers that are in one place. While it has the lease it calls drive;
+// lost is called when another has it.
+func (b *berth) share(place string, rest func(), drive func(context.Context) error, lost func() error) error {
 	host, err := os.Hostname()
 	if err != nil {
 		return err
 	}
 	log := b.log.With("part", "lease")
-	b.replica = newReplica(b.store)
 	candidate := control.Candidate{
 		Lease: b.store, Holder: fmt.Sprintf("%s (pid %d)", host, os.Getpid()), Place: place, Log: log,
 	}
@@ -167,52 +172,73 @@ func (b *berth) openReplica(o containerd.Options) error {
 			told = text
 			log.Info("stands by", "reason", text)
 		}
-		b.replica.set(nil)
+		rest()
 		if compute.CodeOf(err) == compute.CodeConflict { // another has the lease, and needs the engine
-			if err := b.replica.giveUp(); err != nil {
+			if err := lost(); err != nil {
 				log.Warn("close the engine", "err", err)
 			}
 		}
 	}
+	b.watchEngine(b.replica.here)
+	b.openControl(b.replica)
 	b.inner = append(b.inner, func(ctx context.Context) error {
-		err := candidate.Lead(ctx, func(ctx context.Context) error { return b.drive(ctx, o) })
-		return errors.Join(err, b.replica.giveUp())
+		return errors.Join(candidate.Lead(ctx, drive), lost())
 	}, func(ctx context.Context) error { return b.control.Follow(ctx, b.changes) })
 	return nil
 }
 
+// machine is the engine of this machine, of which one process at a time has it. One goroutine leads, and all of it is that one's.
+type machine struct {
+	b       *berth
+	options containerd.Options
+	held    *containerd.Engine // open, and only driven in a term
+}
+
+// shareMachine makes this process a candidate for driving the containers of the engine directory.
+func (b *berth) shareMachine(o containerd.Options) error {
+	place, err := openPlace(o.DataDir)
+	if err != nil {
+		return fmt.Errorf("name the engine directory: %w", err)
+	}
+	b.replica = newReplica(b.store)
+	m := &machine{b: b, options: o}
+	return b.share(place, m.rest, m.drive, m.giveUp)
+}
+
+func (m *machine) rest() { m.b.replica.set(nil, false) }
+
 // drive opens the engine and reconciles until ctx ends. An engine whose term is over for want of the database stays open, since
 // containers need it for more than being driven, until another has the lease.
-func (b *berth) drive(ctx context.Context, o containerd.Options) (err error) {
-	if b.replica.held == nil {
-		b.replica.held, err = takeEngine(ctx, o)
+func (m *machine) drive(ctx context.Context) (err error) {
+	if m.held == nil {
+		m.held, err = takeEngine(ctx, m.options)
 	}
 	switch {
 	case errors.Is(err, containerd.ErrInUse): // for another purpose, such as a `berth down`
-		b.log.Warn("cannot have the engine", "err", err)
-		b.replica.set(nil)
+		m.b.log.Warn("cannot have the engine", "err", err)
+		m.rest()
 		return nil
 	case ctx.Err() != nil:
 	case err != nil:
 		return err
 	default:
-		b.replica.set(b.replica.held)
-		err = b.control.Run(ctx)
-		b.replica.set(nil)
+		m.b.replica.set(m.held, true)
+		err = m.b.control.Run(ctx)
+		m.rest()
 	}
 	if context.Cause(ctx) == control.ErrTermOver {
 		return err
 	}
-	return errors.Join(err, b.replica.giveUp()) // before the lease is released
+	return errors.Join(err, m.giveUp()) // before the lease is released
 }
 
 // giveUp closes the engine, if it is open.
-func (r *replica) giveUp() error {
-	if r.held == nil {
+func (m *machine) giveUp() error {
+	if m.held == nil {
 		return nil
 	}
-	err := r.held.Close()
-	r.held = nil
+	err := m.held.Close()
+	m.held = nil
 	return err
 }
 

@@ -128,7 +128,7 @@ func (r *restore) present(ctx context.Context, database string) (id store.Identi
 
 // replaceKeys moves the tokens' key aside, and puts the backup's host keys in place.
 func (r *restore) replaceKeys() error {
-	if err := r.moveAside("token.key"); err != nil {
+	if err := r.moveAside(tokenKey); err != nil {
 		return err
 	}
 	for _, file := range r.manifest.Files {

@@ -31,10 +31,13 @@ func API(ctx context.Context, c config.Config, out io.Writer) error {
 
 func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) (err error) {
 	began := time.Now()
-	if err := needRoot(); err != nil {
+	if err := needRoot(c); err != nil {
 		return err
 	}
 	if err := tryAddresses(c, withGateway); err != nil {
+		return err
+	}
+	if err := shareKeys(ctx, c); err != nil {
 		return err
 	}
 	b, err := openState(ctx, c, newLogger(c, out))
@@ -69,7 +72,10 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 			return err
 		}
 	}
-	first, err := b.firstAdmin(ctx)
+	var first admin
+	if withGateway || !c.OnKubernetes() { // else nobody is at the keyboard
+		first, err = b.firstAdmin(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -137,8 +143,8 @@ func takenAddresses(c config.Config) error {
 	return nil
 }
 
-func needRoot() error {
-	if os.Geteuid() != 0 {
+func needRoot(c config.Config) error {
+	if os.Geteuid() != 0 && !c.OnKubernetes() {
 		return errors.New("containers need namespaces, mounts and networks of the machine, so this needs root; run it with sudo")
 	}
 	return nil

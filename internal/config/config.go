@@ -40,11 +40,32 @@ type Config struct {
 	PublicURL      string   `koanf:"public-url" help:"the API's address as browsers see it, such as https://api.example.com; empty goes by the Host header"`
 	AllowedOrigins []string `koanf:"allowed-origins" help:"addresses of other web pages that may use the API as their visitors"`
 
-	Image      string `koanf:"image" help:"archive of the base image, made by make image"`
-	Agent      string `koanf:"agent" help:"agent binary for this machine's architecture"`
+	Image      string `koanf:"image" help:"base image: its archive, made by make image; its reference in a registry, for kubernetes"`
+	Agent      string `koanf:"agent" help:"agent: the binary for this machine's architecture; the reference of its image, for kubernetes"`
 	Containerd string `koanf:"containerd" help:"containerd binary to start"`
 
 	ContainerdAddress string `koanf:"containerd-address" help:"socket of a containerd that runs already, to use in place of one of berth's own"`
+
+	Engine string `koanf:"engine" help:"what runs the containers: containerd, on this machine, or kubernetes"`
+
+	// Of Kubernetes.
+	Kubeconfig          string   `koanf:"kubeconfig" help:"file that says how the cluster is reached; empty: as one of its pods"`
+	KubernetesNamespace string   `koanf:"kubernetes-namespace" help:"namespace of berth itself, whose gateways containers let in; empty: that of this pod, else berth"`
+	GatewaySecret       string   `koanf:"gateway-secret" help:"Secret in that namespace that berth-api keeps filled with what gateways need: SSH host keys, and a credential for each of gateway-names; empty: none"`
+	GatewayNames        []string `koanf:"gateway-names" help:"gateways that gateway-secret has a credential for"`
+	KeysSecret          string   `koanf:"keys-secret" help:"Secret in that namespace by which control planes that share a database share their keys; empty: they are in the data directory alone"`
+	HostKeys            string   `koanf:"host-keys" help:"directory of the SSH host keys; empty: the data directory"`
+	Architecture        string   `koanf:"architecture" help:"architecture that all containers run on, amd64 or arm64; empty: that of their instance type"`
+	StorageClass        string   `koanf:"storage-class" help:"class of the containers' volumes; empty: the cluster's default"`
+	NodeSelector        []string `koanf:"node-selector" help:"labels of the nodes that containers run on, each KEY=VALUE"`
+	Tolerations         []string `koanf:"tolerations" help:"taints of nodes that containers run on all the same, each KEY[=VALUE][:EFFECT]"`
+	PriorityClass       string   `koanf:"priority-class" help:"priority of the containers' pods"`
+	RuntimeClass        string   `koanf:"runtime-class" help:"RuntimeClass of the containers' pods, such as a sandbox's"`
+	UserNamespaces      bool     `koanf:"user-namespaces" help:"run the containers' pods in user namespaces (hostUsers: false); nodes must be able to"`
+	PullPolicy          string   `koanf:"pull-policy" help:"when nodes pull images: Always, IfNotPresent or Never; empty: as Kubernetes does"`
+	AgentTransport      string   `koanf:"agent-transport" help:"how containers' agents are reached: exec, by way of the API server, or pod, at their pods' addresses where those can be reached"`
+	Resolver            string   `koanf:"resolver" help:"resolver of the containers' names, an address; empty: the cluster's"`
+	Blocked             []string `koanf:"blocked" help:"networks that containers may not reach, beside private ones, such as 198.51.100.0/24"`
 
 	Subnet      string `koanf:"subnet" help:"IPv4 subnet for the containers; empty picks a free one"`
 	DNSUpstream string `koanf:"dns-upstream" help:"resolver for the containers, address:port; empty takes the host's"`
@@ -90,7 +111,7 @@ func Default() Config {
 	l := compute.DefaultLimits()
 	return Config{
 		DataDir: "data", HTTPAddr: "127.0.0.1:7080", SSHAddr: "127.0.0.1:2222", Zone: "compute.localhost",
-		Containerd: "containerd", ReserveGB: 5,
+		Engine: EngineContainerd, AgentTransport: TransportExec, Containerd: "containerd", ReserveGB: 5,
 		AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM"},
 		HS256Name: "shared", HS256Types: []string{"session"}, HS256MaxTTL: 24 * time.Hour, HS256Admins: []string{},
 		OIDC:     []string{},
@@ -269,6 +290,7 @@ func (c Config) Validate() error {
 	if c.FeedClients < 1 || c.FeedClients > 1_000_000 || c.FeedsPerUser < 1 || c.FeedsPerUser > c.FeedClients {
 		bad("feed-clients, feed-clients-per-user", "choose from 1 to 1000000 clients, and no more for a user than for all")
 	}
+	c.checkKubernetes(bad)
 	c.checkOperations(bad)
 	c.checkDatabase(bad)
 	if a := c.ContainerdAddress; a != "" && (!filepath.IsAbs(a) || len(a) > 107) {

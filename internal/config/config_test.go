@@ -70,6 +70,21 @@ func TestLaterSourcesWin(t *testing.T) {
 func TestBadSettings(t *testing.T) {
 	cleared(t)
 	for arg, want := range map[string]string{
+		"--engine=docker":                    "containerd or kubernetes",
+		"--engine=kubernetes":                "image, agent",
+		"--kubernetes-namespace=Berth":       "no name",
+		"--storage-class=a/b":                "no name",
+		"--gateway-names=a_b":                "gateway-names",
+		"--node-selector=disktype":           "KEY=VALUE",
+		"--node-selector=a b=c":              "KEY=VALUE",
+		"--tolerations==x":                   "with :EFFECT",
+		"--tolerations=tenants=yes:Sometime": "NoExecute",
+		"--pull-policy=Sometimes":            "IfNotPresent",
+		"--agent-transport=http":             "exec or pod",
+		"--architecture=riscv64":             "arm64",
+		"--resolver=kube-dns":                "no address",
+		"--blocked=198.51.100.1/24":          "first address",
+
 		"--http-addr=0.0.0.0:80":     "allow-plain-http",
 		"--http-addr=:80":            "allow-plain-http",
 		"--http-addr=80":             "host:port",

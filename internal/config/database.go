@@ -5,10 +5,18 @@ import (
 	"strings"
 )
 
-// Engine returns the directory of the containers.
-func (c Config) Engine() string {
+// EnginePath returns the directory of the containers.
+func (c Config) EnginePath() string {
 	if c.EngineDir != "" {
 		return c.EngineDir
+	}
+	return c.DataDir
+}
+
+// HostKeyDir returns the directory of the gateway's host keys.
+func (c Config) HostKeyDir() string {
+	if c.HostKeys != "" {
+		return c.HostKeys
 	}
 	return c.DataDir
 }

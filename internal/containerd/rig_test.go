@@ -36,9 +36,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(helperEnv) != "" {
-		helper()
-	}
+	enginetest.Victim(openMortal)
 	os.Exit(runTests(m))
 }
 

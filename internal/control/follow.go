@@ -33,9 +33,7 @@ func (s *Service) follow(ctx context.Context, events <-chan compute.Event) error
 	if err != nil {
 		return err
 	}
-	for _, c := range list {
-		s.loop.kickNewer(c.Ref(), c.Generation)
-	}
+	s.loop.catchUp(list)
 	for {
 		select {
 		case <-ctx.Done():

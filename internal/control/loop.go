@@ -189,12 +189,12 @@ func (l *loop) start(id compute.ContainerID, it *item) {
 }
 
 // observe takes the engine's word on a container. One that ended by itself soon after its start waits before it is started
-// again, longer each time.
+// again, longer each time. One that cannot go on is not taken for ended: it may only be out of reach.
 func (l *loop) observe(o compute.Observation, mark uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	it := l.item(o.Ref)
-	died := it.seen.Phase == compute.PhaseRunning && o.Phase != compute.PhaseRunning
+	died := it.seen.Phase == compute.PhaseRunning && o.Phase != compute.PhaseRunning && o.Phase != compute.PhaseFailed
 	it.seen, it.seenMark = o, mark
 	it.seenSeq++
 	if died {

@@ -426,3 +426,22 @@ func TestRefusedBeforeItIsStored(t *testing.T) {
 		}
 	})
 }
+
+// What an engine cannot reach is not taken for ended: it is neither stopped nor started anew, and goes on when it is reached.
+func TestOutOfReachIsNotEnded(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		ref := r.create()
+		r.want(ref, compute.StatusRunning, "")
+		lost := compute.Errorf(compute.CodeUnavailable, "Its node does not answer.")
+		r.eng.set(func() { r.eng.fail["start"] = lost })
+		r.eng.observe(compute.Observation{Ref: ref, Phase: compute.PhaseFailed, Message: lost.Message})
+		r.wait(time.Minute)
+		r.want(ref, compute.StatusFailed, lost.Message)
+		r.eng.set(func() { delete(r.eng.fail, "start") })
+		r.eng.observe(compute.Observation{Ref: ref, Phase: compute.PhaseRunning})
+		r.want(ref, compute.StatusRunning, "")
+		if _, lives := r.eng.run(ref); lives != 1 || slices.Contains(r.eng.asked(), "stop") {
+			t.Errorf("%d lives; the engine was asked to %v", lives, r.eng.asked())
+		}
+	})
+}

@@ -37,6 +37,28 @@ func (l *loop) takeUp(ctx context.Context, list []compute.Container) {
 	}
 }
 
+// catchUp looks at what another process may have stored unnoticed: at once where a pass is known to be old, and a few at a time
+// where nothing is known. Before the first sync it does nothing: that takes up every container.
+func (l *loop) catchUp(list []compute.Container) {
+	var known, unknown []compute.Container
+	l.mu.Lock()
+	for _, c := range list {
+		if l.items[c.ID] == nil {
+			unknown = append(unknown, c)
+		} else {
+			known = append(known, c)
+		}
+	}
+	if ctx := l.ctx; ctx != nil && ctx.Err() == nil {
+		l.left += len(unknown)
+		l.wg.Go(func() { l.takeUp(ctx, unknown) })
+	}
+	l.mu.Unlock()
+	for _, c := range known {
+		l.kickNewer(c.Ref(), c.Generation)
+	}
+}
+
 // leaveRoom lets the sync take up another container. loop.mu is held.
 func (it *item) leaveRoom() {
 	if it.room != nil {

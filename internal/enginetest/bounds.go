@@ -115,8 +115,8 @@ func testInside(t *testing.T, s *Subject) {
 	b := newBox(t, s)
 	b.apply(true)
 	short, _, _ := strings.Cut(b.spec.Hostname, ".")
-	b.eq("hostname", short+s.HostnameSuffix)
-	b.eq("cat /etc/hostname", short+s.HostnameSuffix)
+	b.eq("hostname", short)
+	b.eq("cat /etc/hostname", short)
 	b.eq("hostname -f", b.spec.Hostname)
 	b.eq("grep -c ^nameserver /etc/resolv.conf", "1")
 	if s.HostsMounted {

@@ -41,10 +41,8 @@ type Subject struct {
 	// volumes are not ours, the cluster bounds them, or not.
 	Quota bool
 
-	// HostsMounted says whether /etc/hosts is a mount, which can be written and not replaced; HostnameSuffix what the kernel
-	// calls the container beside its id.
-	HostsMounted   bool
-	HostnameSuffix string
+	// HostsMounted says whether /etc/hosts is a mount, which can be written and not replaced.
+	HostsMounted bool
 
 	// Spec is a small container that the engine can run, with the mount path /root. Each call has another id.
 	Spec func() compute.Spec

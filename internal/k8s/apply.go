@@ -4,14 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"net/http"
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -28,11 +30,10 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 		return err
 	}
 	defer func() { release(err) }()
-	ns, err := e.claimNamespace(ctx, s.Ref)
-	if err != nil {
+	if err := e.claimNamespace(ctx, u, s.Ref); err != nil {
 		return err
 	}
-	if err := e.surround(ctx, s.Ref, ns); err != nil {
+	if err := e.applyAll(ctx, u, e.maker.surroundings(s.Ref, e.outsideNow())); err != nil {
 		return err
 	}
 	// Made, never applied: what is there already is the container's own, whatever its size.
@@ -48,27 +49,26 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 }
 
 // claimNamespace makes the namespace, or sees that the one of this name is ours.
-func (e *Engine) claimNamespace(ctx context.Context, r compute.Ref) (*corev1.Namespace, error) {
-	_, key := e.outsideNow()
-	want := e.maker.namespace(r, key)
-	made, err := e.client.CoreV1().Namespaces().Create(ctx, want, metav1.CreateOptions{FieldManager: fieldManager})
+func (e *Engine) claimNamespace(ctx context.Context, u *unit, r compute.Ref) error {
+	want := e.maker.namespace(r, e.outsideNow())
+	_, err := e.client.CoreV1().Namespaces().Create(ctx, want, metav1.CreateOptions{FieldManager: fieldManager})
 	if err == nil {
-		return made, nil
+		return nil
 	}
 	if !apierrors.IsAlreadyExists(err) {
-		return nil, e.explain(ctx, "make the container's namespace", err)
+		return e.explain(ctx, "make the container's namespace", err)
 	}
 	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
 	switch {
 	case err != nil:
-		return nil, e.explain(ctx, "look at the container's namespace", err)
+		return e.explain(ctx, "look at the container's namespace", err)
 	case !e.ours(there):
-		return nil, foreign()
+		return foreign()
 	case there.DeletionTimestamp != nil:
-		return nil, compute.Errorf(compute.CodeUnavailable, "What was there under this container's name is still being deleted; this is tried again.")
+		return compute.Errorf(compute.CodeUnavailable, "What was there under this container's name is still being deleted; this is tried again.")
 	}
 	want.UID = there.UID
-	return want, e.apply(ctx, e.client.CoreV1().RESTClient(), "namespaces", want)
+	return e.apply(ctx, u, want)
 }
 
 func (e *Engine) ours(n *corev1.Namespace) bool {
@@ -80,9 +80,38 @@ func foreign() *compute.Error {
 		"The namespace under this container's name is another installation's; it is left alone until your operator looks at it.")
 }
 
+// restore makes what is around the pod as it should be, whoever changed it, and asks for nothing where it is.
+func (e *Engine) restore(ctx context.Context, u *unit, now sight) error {
+	namespace := e.maker.namespace(now.ref, e.outsideNow())
+	namespace.UID = now.namespace.UID // never another one
+	var list []object
+	for _, want := range e.maker.surroundings(now.ref, e.outsideNow()) {
+		if live, _ := e.cached(want); live == nil || !e.stands(u, want, live) {
+			list = append(list, want)
+		}
+	}
+	if err := e.applyAll(ctx, u, list); err != nil {
+		return err
+	}
+	if live, _ := e.cached(namespace); live == nil || !e.stands(u, namespace, live) {
+		return e.apply(ctx, u, namespace) // the last: it says what the others are
+	}
+	return nil
+}
+
+func (e *Engine) applyAll(ctx context.Context, u *unit, list []object) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, object := range list {
+		g.Go(func() error { return e.apply(ctx, u, object) })
+	}
+	return g.Wait()
+}
+
 // resourceOf says by which client and name an object's kind is reached.
 func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 	switch object.GetObjectKind().GroupVersionKind().GroupKind() {
+	case schema.GroupKind{Kind: "Namespace"}:
+		return e.client.CoreV1().RESTClient(), "namespaces"
 	case schema.GroupKind{Kind: "ResourceQuota"}:
 		return e.client.CoreV1().RESTClient(), "resourcequotas"
 	case schema.GroupKind{Kind: "LimitRange"}:
@@ -95,38 +124,31 @@ func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 		return e.client.CoreV1().RESTClient(), "persistentvolumeclaims"
 	case schema.GroupKind{Group: "networking.k8s.io", Kind: "NetworkPolicy"}:
 		return e.client.NetworkingV1().RESTClient(), "networkpolicies"
+	case schema.GroupKind{Group: rbacv1.GroupName, Kind: "RoleBinding"}:
+		return e.client.RbacV1().RESTClient(), "rolebindings"
 	}
 	return e.client.AppsV1().RESTClient(), "statefulsets"
 }
 
 // apply has the API server make an object as it should be: fields of ours are set, whoever set them last, others stay.
-func (e *Engine) apply(ctx context.Context, client rest.Interface, resource string, object object) error {
-	b, err := patchOf(object)
+func (e *Engine) apply(ctx context.Context, u *unit, object object) error {
+	client, resource := e.resourceOf(object)
+	fields, err := fieldsOf(object)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(fields)
 	if err != nil {
 		return err
 	}
 	force := true
-	err = client.Patch(types.ApplyPatchType).Resource(resource).NamespaceIfScoped(object.GetNamespace(), object.GetNamespace() != "").
+	made, err := client.Patch(types.ApplyPatchType).Resource(resource).NamespaceIfScoped(object.GetNamespace(), object.GetNamespace() != "").
 		Name(object.GetName()).VersionedParams(&metav1.PatchOptions{FieldManager: fieldManager, Force: &force}, metav1.ParameterCodec).
-		Body(b).Do(ctx).Error()
+		Body(b).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
 	if err != nil {
 		return e.explain(ctx, "apply "+resource+" "+object.GetName(), err)
 	}
-	return nil
-}
-
-// patchOf is an object as a patch: without its status, which is the cluster's to say.
-func patchOf(object any) ([]byte, error) {
-	b, err := json.Marshal(object)
-	if err != nil {
-		return nil, err
-	}
-	var fields map[string]any
-	if err := json.Unmarshal(b, &fields); err != nil {
-		return nil, err
-	}
-	delete(fields, "status")
-	return json.Marshal(fields)
+	return e.noteMade(u, object, fields, made)
 }
 
 // Apply drives the container to s.
@@ -144,8 +166,13 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 			return e.explain(ctx, "look at the container's namespace", err)
 		}
 	}
-	if now.claim == nil || now.claim.Status.Phase == corev1.ClaimLost || now.namespace == nil || now.namespace.DeletionTimestamp != nil {
+	if now.claim == nil || now.claim.DeletionTimestamp != nil || now.claim.Status.Phase == corev1.ClaimLost ||
+		now.namespace == nil || now.namespace.DeletionTimestamp != nil {
 		return storageMissing() // what runs is left running: it may hold the only copy
+	}
+	e.expect(u, nil)
+	if err := e.restore(ctx, u, now); err != nil {
+		return err
 	}
 	if s.Running {
 		return e.start(ctx, u, s, now)
@@ -153,33 +180,44 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 	return e.stop(ctx, u, s, now)
 }
 
+// expect notes what was applied, against which somebody else's changes are seen.
+func (e *Engine) expect(u *unit, s *compute.Spec, seeded ...string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u.spec, u.seeded = s, seeded
+}
+
 func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) error {
 	if now.set == nil && now.pod == nil {
+		e.expect(u, &s)
 		return nil
 	}
-	if err := e.applySet(ctx, s, now); err != nil {
+	if err := e.apply(ctx, u, e.makerNow().statefulSet(s, seededOn(now.claim))); err != nil {
 		return err
 	}
+	e.expect(u, &s, seededOn(now.claim)...)
 	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
+		if now.pod != nil && now.silent {
+			return false, noAnswer(now.pod)
+		}
 		return now.generation() == s.Generation && !now.wanted() && now.pod == nil, nil
 	})
 }
 
-func (e *Engine) applySet(ctx context.Context, s compute.Spec, now sight) error {
-	set := e.makerNow().statefulSet(s, seededOn(now.claim))
-	client, resource := e.resourceOf(set)
-	return e.apply(ctx, client, resource, set)
-}
-
 func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) error {
-	if err := e.surround(ctx, s.Ref, now.namespace); err != nil {
-		return err
-	}
 	if err := e.grow(ctx, s, now.claim); err != nil {
 		return err
 	}
-	if err := e.applySet(ctx, s, now); err != nil {
+	waits := now.wanted() && now.pod == nil && now.generation() == s.Generation
+	seeded := seededOn(now.claim)
+	if err := e.apply(ctx, u, e.makerNow().statefulSet(s, seeded)); err != nil {
 		return err
+	}
+	e.expect(u, &s, seeded...)
+	if waits {
+		if err := e.nudge(ctx, now.set); err != nil {
+			return err
+		}
 	}
 	began, replaced := time.Now(), types.UID("")
 	err := e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
@@ -209,7 +247,10 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err := e.noteSeeded(ctx, s, now.claim); err != nil {
 		return err
 	}
-	return e.resize(ctx, u, s)
+	if err := e.resize(ctx, u, s); err != nil {
+		return err
+	}
+	return e.awaitAgent(ctx, u, s.Ref)
 }
 
 // noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.
@@ -236,6 +277,22 @@ func (e *Engine) noteSeeded(ctx context.Context, s compute.Spec, claim *corev1.P
 	return nil
 }
 
+// nudge has the StatefulSet's controller try at once to make the pod: by itself it waits up to a quarter of an hour between
+// its tries, once they fail.
+func (e *Engine) nudge(ctx context.Context, set *appsv1.StatefulSet) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": set.UID, "annotations": map[string]any{annotationTried: time.Now().UTC().Format(time.RFC3339Nano)},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = e.client.AppsV1().StatefulSets(set.Namespace).Patch(ctx, set.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager + "-again"})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return e.explain(ctx, "have the pod made", err)
+	}
+	return nil
+}
+
 // deletePod has the StatefulSet make another one, as its template is now.
 func (e *Engine) deletePod(ctx context.Context, r compute.Ref, p *corev1.Pod) error {
 	err := e.client.CoreV1().Pods(r.String()).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}})
@@ -249,8 +306,13 @@ func (e *Engine) deletePod(ctx context.Context, r compute.Ref, p *corev1.Pod) er
 func (e *Engine) await(ctx context.Context, u *unit, r compute.Ref, done func(sight) (bool, error)) error {
 	again := time.NewTicker(patience / 5)
 	defer again.Stop()
+	var phase compute.Phase
 	for {
 		now := e.look(r)
+		if now.phase != phase {
+			phase = now.phase
+			e.log.Debug("step", "container", r, "seen", phase)
+		}
 		ok, err := done(now)
 		if err != nil {
 			return err
@@ -266,6 +328,35 @@ func (e *Engine) await(ctx context.Context, u *unit, r compute.Ref, done func(si
 			return context.Cause(ctx)
 		case <-u.wake:
 		case <-again.C:
+		}
+	}
+}
+
+// awaitAgent returns when the agent accepts connections: it takes one from a client that says nothing, and lets it go.
+func (e *Engine) awaitAgent(ctx context.Context, u *unit, r compute.Ref) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, agentTimeout, &compute.Error{
+		Code: compute.CodeUnavailable, Message: "The container's agent does not accept connections; this is tried again.",
+	})
+	defer cancel()
+	life := e.look(r).life
+	for wait := firstAgentRetry; ; wait = min(2*wait, longAgentRetry) {
+		_, err := e.exec.run(bounded, r, 0, agentPath, "connect")
+		if err == nil {
+			return nil
+		}
+		if bounded.Err() != nil {
+			return context.Cause(bounded)
+		}
+		if now := e.look(r); now.phase != compute.PhaseRunning || now.life != life {
+			return compute.Errorf(compute.CodeUnavailable, "The container ended as soon as it was started: %s", now.lastEnding())
+		}
+		if refused(err) {
+			return e.explain(ctx, "ask the agent whether it accepts connections", err)
+		}
+		e.log.Debug("the agent does not accept connections yet", "container", r, "err", err)
+		select {
+		case <-bounded.Done():
+		case <-time.After(wait):
 		}
 	}
 }
@@ -295,7 +386,15 @@ func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
 			return err
 		}
 	}
-	return e.await(ctx, u, r, func(now sight) (bool, error) { return now.namespace == nil && now.pod == nil && now.claim == nil, nil })
+	bounded, cancel := context.WithTimeoutCause(ctx, goneWithin, errSlow)
+	defer cancel()
+	err = e.await(bounded, u, r, func(now sight) (bool, error) { return now.namespace == nil && now.pod == nil && now.claim == nil, nil })
+	if errors.Is(err, errSlow) {
+		return &compute.Error{
+			Code: compute.CodeUnavailable, Message: "The cluster has not deleted it yet; this is tried again.", Cause: e.look(r).held(),
+		}
+	}
+	return err
 }
 
 // endPod ends the container before its namespace is deleted: who deletes a namespace with a pod in it looks again only after
@@ -323,7 +422,7 @@ func (e *Engine) endPod(ctx context.Context, u *unit, r compute.Ref) error {
 	return err
 }
 
-var errSlow = errors.New("the pod takes longer than its grace period to end")
+var errSlow = errors.New("it takes longer than it should")
 
 func (e *Engine) deleteNamespace(ctx context.Context, n *corev1.Namespace) error {
 	err := e.client.CoreV1().Namespaces().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &n.UID}})
@@ -331,32 +430,4 @@ func (e *Engine) deleteNamespace(ctx context.Context, n *corev1.Namespace) error
 		return e.explain(ctx, "delete the container's namespace", err)
 	}
 	return nil
-}
-
-// explain gives an owner words for what the API server answers. What it lacks in rights is in the cause, for the operator.
-func (e *Engine) explain(ctx context.Context, op string, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if own := compute.AsError(err); own != nil {
-		return err
-	}
-	cause := fmt.Errorf("%s: %w", op, err)
-	var status apierrors.APIStatus
-	switch {
-	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: "The cluster refuses what this needs; your operator can see why. It is tried again."}
-	case apierrors.IsInvalid(err):
-		return compute.Internal(op, err)
-	case errors.As(err, &status) && status.Status().Code != 0 && status.Status().Code < http.StatusInternalServerError && !apierrors.IsTooManyRequests(err):
-		return compute.Internal(op, err)
-	}
-	return unreachable(op, err)
-}
-
-func unreachable(op string, err error) *compute.Error {
-	return &compute.Error{
-		Code: compute.CodeUnavailable, Cause: fmt.Errorf("%s: %w", op, err),
-		Message: "The cluster does not answer at the moment; this is tried again.",
-	}
 }

@@ -47,12 +47,12 @@ func defaultPorts() []corev1.ServicePort {
 // ExternalIPs calls f with the address of every container that has one, and at each change, until ctx or the engine ends. A
 // container whose address is gone has the zero one. Calls come one at a time, and may repeat what was said.
 func (e *Engine) ExternalIPs(ctx context.Context, f func(compute.Ref, netip.Addr)) error {
-	if e.balancers != nil {
+	if e.opt.LoadBalancers != nil {
 		var mu sync.Mutex // guards over, held over f
 		over := false
 		say := func(object any, gone bool) {
 			s, ok := object.(*corev1.Service)
-			if !ok {
+			if !ok || s.Namespace != e.opt.GatewayNamespace {
 				return
 			}
 			r, err := compute.ParseRef(s.Name)
@@ -69,7 +69,7 @@ func (e *Engine) ExternalIPs(ctx context.Context, f func(compute.Ref, netip.Addr
 				f(r, a)
 			}
 		}
-		handler, err := e.balancers.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		handler, err := e.services.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: func(o any) { say(o, false) }, UpdateFunc: func(_, o any) { say(o, false) },
 			DeleteFunc: func(o any) {
 				if last, ok := o.(cache.DeletedFinalStateUnknown); ok {
@@ -82,7 +82,7 @@ func (e *Engine) ExternalIPs(ctx context.Context, f func(compute.Ref, netip.Addr
 			return err
 		}
 		defer func() {
-			_ = e.balancers.RemoveEventHandler(handler) // it is there
+			_ = e.services.RemoveEventHandler(handler) // it is there
 			mu.Lock()
 			over = true
 			mu.Unlock()
@@ -115,10 +115,10 @@ func addressOf(s *corev1.Service) (first netip.Addr) {
 
 // removeBalancer gives the container's address back.
 func (e *Engine) removeBalancer(ctx context.Context, r compute.Ref) error {
-	if e.balancers == nil {
+	if e.opt.LoadBalancers == nil {
 		return nil
 	}
-	o, exists, err := e.balancers.GetStore().GetByKey(e.opt.GatewayNamespace + "/" + r.String())
+	o, exists, err := e.services.GetStore().GetByKey(e.opt.GatewayNamespace + "/" + r.String())
 	if err != nil || !exists {
 		return err
 	}

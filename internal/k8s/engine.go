@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	appslisters "k8s.io/client-go/listers/apps/v1"
@@ -20,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"berth/internal/compute"
@@ -28,10 +33,17 @@ import (
 
 const (
 	fieldManager = "berth"
-	callTimeout  = 30 * time.Second // for the API server's answer to a call
+	callTimeout  = 30 * time.Second // for the API server's answer to a call to begin
+	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
 	imageAgain   = time.Minute      // after a registry that did not give the image
+
+	firstAgentRetry = 50 * time.Millisecond
+	longAgentRetry  = time.Second
+
 	patience     = 10 * time.Second // with what may pass in a start's usual course, before its owner is told
 	longPatience = 30 * time.Second // with what only events say: a kubelet that was early tries again after some seconds
+	goneWithin   = time.Minute      // a namespace, before the operator is told what holds it
+	silentAfter  = time.Minute      // a node is given up here, once the cluster has not heard of it for some time itself
 )
 
 // Engine runs containers on a cluster. It implements control.Engine and session.Dialer.
@@ -39,8 +51,9 @@ type Engine struct {
 	opt    Options
 	log    *slog.Logger
 	client kubernetes.Interface
-	exec   execer
-	maker  maker // without the image
+	dialer *Dialer
+	exec   execer // the dialer's
+	maker  maker  // without the image
 
 	factories  []informers.SharedInformerFactory
 	namespaces corelisters.NamespaceLister
@@ -48,13 +61,18 @@ type Engine struct {
 	pods       corelisters.PodLister
 	sets       appslisters.StatefulSetLister
 	nodes      corelisters.NodeLister
+	live       map[string]cache.Store               // what is applied, as the cluster has it, by kind
 	endpoints  discoverylisters.EndpointSliceLister // the API server's
-	balancers  cache.SharedIndexInformer            // Services of type LoadBalancer; nil: there are none
+	services   cache.SharedIndexInformer            // with load balancers among them
 	secrets    map[string]corelisters.SecretLister  // by name: the options' PullSecrets
 
-	cancel context.CancelCauseFunc
-	ctx    context.Context // ends with Close
-	calls  sync.WaitGroup  // that change a container; none begins once ctx ended
+	reviews workqueue.TypedDelayingInterface[compute.Ref]
+	cancel  context.CancelCauseFunc
+	ctx     context.Context // ends with Close
+	calls   sync.WaitGroup  // that change a container, and the reviews; none begins once ctx ended
+
+	nodeMu sync.Mutex
+	silent map[string]time.Time // since when, by our own clock, the cluster does not hear of a node; guarded by nodeMu
 
 	news       chan struct{}  // the cluster changed in what surroundings depend on
 	background sync.WaitGroup // ends with ctx
@@ -65,7 +83,7 @@ type Engine struct {
 
 	image      image
 	outside    outside
-	outsideKey string
+	stale      bool      // what is outside may not have been brought to all namespaces
 	unmeasured time.Time // until when the cluster is not asked for what it measured
 }
 
@@ -86,15 +104,18 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return caller{next, o.Log} })
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
-		opt: o, log: o.Log, client: client, exec: execer{config, client.CoreV1().RESTClient()},
-		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), news: make(chan struct{}, 1),
+		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
+		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
+		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1),
 		secrets: make(map[string]corelisters.SecretLister), maker: maker{opt: o},
 	}
+	e.exec = e.dialer.exec
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	if err := e.follow(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -162,81 +183,169 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 
 // follow starts to watch the cluster's objects, and returns when it knows them all.
 func (e *Engine) follow(ctx context.Context) error {
-	ourLabels := func(l *metav1.ListOptions) {
-		l.LabelSelector = labelManaged + "=" + managedBy + "," + labelInstallation + "=" + e.opt.InstallationID
-	}
 	ours := informers.NewSharedInformerFactoryWithOptions(e.client, 0,
-		informers.WithTransform(withoutManagedFields), informers.WithTweakListOptions(ourLabels))
-	all := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(withoutManagedFields))
-	server := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(withoutManagedFields),
+		informers.WithTransform(slim),
+		informers.WithTweakListOptions(func(l *metav1.ListOptions) {
+			l.LabelSelector = labelManaged + "=" + managedBy + "," + labelInstallation + "=" + e.opt.InstallationID
+		}))
+	all := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim))
+	server := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim),
 		informers.WithNamespace(corev1.NamespaceDefault),
 		informers.WithTweakListOptions(func(l *metav1.ListOptions) { l.LabelSelector = apiServerSlices }))
 	e.factories = []informers.SharedInformerFactory{ours, all, server}
-	core := ours.Core().V1()
+	core, apps := ours.Core().V1(), ours.Apps().V1()
 	e.namespaces, e.claims, e.pods = core.Namespaces().Lister(), core.PersistentVolumeClaims().Lister(), core.Pods().Lister()
-	e.sets, e.nodes = ours.Apps().V1().StatefulSets().Lister(), all.Core().V1().Nodes().Lister()
-	e.endpoints = server.Discovery().V1().EndpointSlices().Lister()
-	told := cache.ResourceEventHandlerFuncs{
-		AddFunc: e.changed, DeleteFunc: e.changed, UpdateFunc: func(_, now any) { e.changed(now) },
+	e.sets, e.nodes = apps.StatefulSets().Lister(), all.Core().V1().Nodes().Lister()
+	e.endpoints, e.services = server.Discovery().V1().EndpointSlices().Lister(), core.Services().Informer()
+	applied := map[string]cache.SharedIndexInformer{
+		"Namespace": core.Namespaces().Informer(), "StatefulSet": apps.StatefulSets().Informer(),
+		"ResourceQuota": core.ResourceQuotas().Informer(), "LimitRange": core.LimitRanges().Informer(),
+		"Service": e.services, "NetworkPolicy": ours.Networking().V1().NetworkPolicies().Informer(),
+		"RoleBinding": ours.Rbac().V1().RoleBindings().Informer(),
 	}
-	nodes := e.renewing()
-	nodes.UpdateFunc = e.nodeChanged
-	handlers := map[cache.SharedIndexInformer]cache.ResourceEventHandler{
-		core.Namespaces().Informer(): told, core.PersistentVolumeClaims().Informer(): told, core.Pods().Informer(): told,
-		ours.Apps().V1().StatefulSets().Informer(): told, all.Core().V1().Nodes().Informer(): nodes,
-		server.Discovery().V1().EndpointSlices().Informer(): e.renewing(),
+	e.live = make(map[string]cache.Store, len(applied))
+	nodes := all.Core().V1().Nodes().Informer()
+	informed := map[cache.SharedIndexInformer]func(any){
+		core.PersistentVolumeClaims().Informer(): e.changed, core.Pods().Informer(): e.changed,
+		nodes: func(o any) { e.nodeChanged(o); e.renew() }, server.Discovery().V1().EndpointSlices().Informer(): func(any) { e.renew() },
 	}
-	if e.opt.LoadBalancers != nil {
-		gateway := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(withoutManagedFields),
-			informers.WithNamespace(e.opt.GatewayNamespace), informers.WithTweakListOptions(ourLabels))
-		e.factories = append(e.factories, gateway)
-		e.balancers = gateway.Core().V1().Services().Informer()
-		handlers[e.balancers] = cache.ResourceEventHandlerFuncs{}
+	for kind, informer := range applied {
+		e.live[kind], informed[informer] = informer.GetStore(), e.changed
 	}
 	for _, name := range e.opt.PullSecrets { // one by one, as rights name them
-		named := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(withoutManagedFields),
+		named := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim),
 			informers.WithNamespace(e.opt.GatewayNamespace), informers.WithTweakListOptions(func(l *metav1.ListOptions) {
 				l.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
 			}))
 		e.factories = append(e.factories, named)
 		e.secrets[name] = named.Core().V1().Secrets().Lister()
-		handlers[named.Core().V1().Secrets().Informer()] = e.renewing()
+		informed[named.Core().V1().Secrets().Informer()] = func(any) { e.renew() }
 	}
-	var mu sync.Mutex
-	var lastErr error
-	for informer, handler := range handlers {
+	complaints := &complaints{last: make(map[cache.SharedIndexInformer]error)}
+	for informer, changed := range informed {
 		if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-			mu.Lock()
-			lastErr = err
-			mu.Unlock()
+			err = timely(err)
+			complaints.note(informer, err)
 			e.log.Warn("watch the cluster", "err", err)
 		}); err != nil {
 			return err
 		}
-		if _, err := informer.AddEventHandler(handler); err != nil {
+		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: changed, DeleteFunc: changed, UpdateFunc: func(_, now any) { changed(now) },
+		}); err != nil {
 			return err
 		}
 	}
 	for _, f := range e.factories {
 		f.Start(e.ctx.Done())
 	}
+	e.calls.Go(func() {
+		for {
+			r, closed := e.reviews.Get()
+			if closed {
+				return
+			}
+			e.review(r)
+			e.reviews.Done(r)
+		}
+	})
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	for informer := range handlers {
+	for informer := range informed {
 		if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-			mu.Lock()
-			defer mu.Unlock()
-			return fmt.Errorf("read the cluster's objects: %w", errors.Join(context.Cause(ctx), lastErr))
+			return fmt.Errorf("read the cluster's objects: %w", errors.Join(context.Cause(ctx), complaints.all()))
 		}
 	}
 	return nil
 }
 
-func withoutManagedFields(object any) (any, error) {
+// complaints are what each informer failed with last.
+type complaints struct {
+	mu   sync.Mutex
+	last map[cache.SharedIndexInformer]error
+}
+
+func (c *complaints) note(i cache.SharedIndexInformer, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last[i] = err
+}
+
+// all are those of the informers that have not read their objects yet, each once.
+func (c *complaints) all() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	said := make(map[string]error)
+	for i, err := range c.last {
+		if !i.HasSynced() {
+			said[err.Error()] = err
+		}
+	}
+	var errs []error
+	for _, text := range slices.Sorted(maps.Keys(said)) {
+		errs = append(errs, said[text])
+	}
+	return errors.Join(errs...)
+}
+
+// slim takes out what the caches need not hold: which field is whose. Who wrote, and when, stays.
+func slim(object any) (any, error) {
 	if o, err := meta.Accessor(object); err == nil {
-		o.SetManagedFields(nil)
+		for i, f := range o.GetManagedFields() {
+			f.FieldsV1 = nil
+			o.GetManagedFields()[i] = f
+		}
 	}
 	return object, nil
+}
+
+// nodeChanged takes note of a node that the cluster no longer hears of, or hears of again.
+func (e *Engine) nodeChanged(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	n, ok := object.(*corev1.Node)
+	if !ok {
+		return
+	}
+	_, err := e.nodes.Get(n.Name) // of one that is gone, the cluster ends the pods
+	unknown := err == nil && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	})
+	e.nodeMu.Lock()
+	_, was := e.silent[n.Name]
+	switch {
+	case unknown && !was:
+		e.silent[n.Name] = time.Now()
+	case !unknown:
+		delete(e.silent, n.Name)
+	}
+	e.nodeMu.Unlock()
+	if unknown == was {
+		return
+	}
+	e.log.Warn("a node is heard of no more, or again", "node", n.Name, "heard", !unknown)
+	pods, err := e.pods.List(labels.Everything())
+	if err != nil {
+		return // a lister has no errors
+	}
+	for _, p := range pods {
+		if r, err := compute.ParseRef(p.Namespace); err == nil && p.Spec.NodeName == n.Name {
+			e.reviews.AddAfter(r, settleAfter)
+		}
+	}
+}
+
+// silence says whether a node that the cluster does not hear of is given up here, and else how long until it is, if at all.
+func (e *Engine) silence(node string) (silent bool, in time.Duration) {
+	e.nodeMu.Lock()
+	defer e.nodeMu.Unlock()
+	since, ok := e.silent[node]
+	if !ok {
+		return false, 0
+	}
+	in = silentAfter - time.Since(since)
+	return in <= 0, max(0, in)
 }
 
 // Close ends what the engine runs here. Containers go on.
@@ -244,12 +353,14 @@ func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.cancel(errClosed)
 	e.mu.Unlock()
+	e.reviews.ShutDown()
+	err := e.dialer.Close()
 	e.calls.Wait()
 	e.background.Wait()
 	for _, f := range e.factories {
 		f.Shutdown()
 	}
-	return nil
+	return err
 }
 
 // look sees a container as it is in the caches.
@@ -267,6 +378,7 @@ func (e *Engine) look(r compute.Ref) sight {
 	}
 	if o, err := e.pods.Pods(ns).Get(podName(r)); err == nil {
 		s.pod = o
+		s.silent, s.silentIn = e.silence(o.Spec.NodeName)
 	}
 	return s.see()
 }

@@ -6,14 +6,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/httpstream"
+	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -21,39 +29,26 @@ import (
 	"berth/internal/compute"
 )
 
-// execer runs the agent's commands in pods by way of the API server: over a WebSocket, of the protocol's version 5 alone,
-// or over SPDY where something on the way does not pass WebSockets.
+// execer runs the agent's commands in pods by way of the API server, over SPDY or over a WebSocket of the protocol's version 5
+// (docs/adr/0027).
 type execer struct {
 	config *rest.Config
 	core   rest.Interface
 }
 
-func (x execer) executor(r compute.Ref, stdin bool, command []string) (remotecommand.Executor, error) {
-	to := x.core.Post().Resource("pods").Namespace(r.String()).Name(podName(r)).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{
-			Container: nameMain, Command: command, Stdin: stdin, Stdout: true, Stderr: true,
-		}, scheme.ParameterCodec).URL()
-	spdy, err := remotecommand.NewSPDYExecutor(x.config, http.MethodPost, to)
-	if err != nil {
-		return nil, err
-	}
-	websocket, err := remotecommand.NewWebSocketExecutor(x.config, http.MethodGet, to.String())
-	if err != nil {
-		return nil, err
-	}
-	return remotecommand.NewFallbackExecutor(websocket, spdy, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
-	})
-}
+// protocol is a way to carry a command's streams.
+type protocol func(execer, context.Context, *url.URL, remotecommand.StreamOptions) error
+
+// fast is SPDY; what it was refused on the way is tried over a WebSocket.
+func fast() [2]protocol { return [2]protocol{execer.overSPDY, execer.overWebSocket} }
+
+// exact is the other way round: client-go takes the loss of a SPDY connection for the orderly end of a command.
+func exact() [2]protocol { return [2]protocol{execer.overWebSocket, execer.overSPDY} }
 
 // run runs a command to its end and returns what it printed, at most limit bytes of it.
 func (x execer) run(ctx context.Context, r compute.Ref, limit int, command ...string) ([]byte, error) {
-	ex, err := x.executor(r, false, command)
-	if err != nil {
-		return nil, err
-	}
 	out, said := &head{limit: limit}, &head{limit: maxComplaint}
-	err = ex.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: out, Stderr: said})
+	err := x.stream(ctx, ctx, exact(), r, command, remotecommand.StreamOptions{Stdout: out, Stderr: said})
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -63,20 +58,17 @@ func (x execer) run(ctx context.Context, r compute.Ref, limit int, command ...st
 // dial returns a connection to the standard input and output of a command. It lives until it is closed or life ends; ctx
 // bounds the dialling alone.
 func (x execer) dial(ctx, life context.Context, r compute.Ref, command ...string) (net.Conn, error) {
-	ex, err := x.executor(r, true, command)
-	if err != nil {
-		return nil, err
-	}
 	life, cancel := context.WithCancel(life)
 	near, far := net.Pipe()
 	c := &conn{Conn: near, cancel: cancel, ended: make(chan struct{})}
 	input := &beginning{r: far, begun: make(chan struct{})}
 	go func() {
 		said := &head{limit: maxComplaint}
-		c.err = said.explain(ex.StreamWithContext(life, remotecommand.StreamOptions{Stdin: input, Stdout: far, Stderr: said}))
+		c.err = said.explain(x.stream(ctx, life, fast(), r, command, remotecommand.StreamOptions{Stdin: input, Stdout: far, Stderr: said}))
 		far.Close()
 		close(c.ended)
 	}()
+	var err error
 	select {
 	case <-input.begun: // the executor reads once both ends agreed
 		return c, nil
@@ -90,6 +82,161 @@ func (x execer) dial(ctx, life context.Context, r compute.Ref, command ...string
 	}
 	c.Close()
 	return nil, err
+}
+
+// stream runs a command until it or life ends. While the API server says that it has too much to do, it is asked again, as late
+// as it says, until ctx ends.
+func (x execer) stream(ctx, life context.Context, by [2]protocol, r compute.Ref, command []string, o remotecommand.StreamOptions) error {
+	to := x.core.Post().Resource("pods").Namespace(r.String()).Name(podName(r)).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{
+			Container: nameMain, Command: command, Stdin: o.Stdin != nil, Stdout: true, Stderr: true,
+		}, scheme.ParameterCodec).URL()
+	for wait := firstWait; ; wait = min(2*wait, longestWait) {
+		var refused *refusedError
+		err := by[0](x, life, to, o)
+		if errors.As(err, &refused) && !refused.busy {
+			err = by[1](x, life, to, o)
+		}
+		if !errors.As(err, &refused) || !refused.busy {
+			return err
+		}
+		again := time.NewTimer(max(wait, refused.after) + rand.N(wait)) // not all at once
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return err
+		case <-life.Done():
+			return err
+		}
+	}
+}
+
+// Times between attempts while the API server is busy, where it does not say.
+const (
+	firstWait   = 250 * time.Millisecond
+	longestWait = 4 * time.Second
+)
+
+// refusedError is an HTTP answer to an upgrade other than the API server's own words about the request, which are errors of
+// apimachinery.
+type refusedError struct {
+	busy  bool          // too many requests
+	after time.Duration // to wait before the next one, if it says
+	cause error
+}
+
+func (e *refusedError) Error() string { return e.cause.Error() }
+func (e *refusedError) Unwrap() error { return e.cause }
+
+func (x execer) overSPDY(ctx context.Context, to *url.URL, o remotecommand.StreamOptions) error {
+	tlsConfig, err := rest.TLSConfigFor(x.config)
+	if err != nil {
+		return err
+	}
+	// No pings: the agent's wire has its own, which go all the way.
+	upgrade, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{TLS: tlsConfig, Proxier: x.config.Proxy})
+	if err != nil {
+		return err
+	}
+	w := &wires{}
+	defer context.AfterFunc(ctx, w.cut)()
+	upgrade.Dialer = &net.Dialer{Control: w.control}
+	heard := &listener{RoundTripper: upgrade}
+	wrapped, err := rest.HTTPWrappersForConfig(x.config, heard)
+	if err != nil {
+		return err
+	}
+	ex, err := remotecommand.NewSPDYExecutorForTransports(wrapped, upgrade, http.MethodPost, to)
+	if err != nil {
+		return err
+	}
+	err = ex.StreamWithContext(ctx, o)
+	busy := heard.code == http.StatusTooManyRequests
+	if status := apierrors.APIStatus(nil); err == nil || heard.code == 0 || heard.code == http.StatusSwitchingProtocols ||
+		errors.As(err, &status) && !busy {
+		return err
+	}
+	return &refusedError{busy, heard.after, err}
+}
+
+func (x execer) overWebSocket(ctx context.Context, to *url.URL, o remotecommand.StreamOptions) error {
+	ex, err := remotecommand.NewWebSocketExecutor(x.config, http.MethodGet, to.String())
+	if err != nil {
+		return err
+	}
+	w := &wires{}
+	defer context.AfterFunc(ctx, w.cut)()
+	err = ex.StreamWithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) { w.add(func() { _ = i.Conn.Close() }) },
+	}), o)
+	var upgrade *httpstream.UpgradeFailureError
+	if !errors.As(err, &upgrade) {
+		return err
+	}
+	seconds, _ := apierrors.SuggestsClientDelay(upgrade.Cause)
+	// Of an answer that is not in the API's own words client-go keeps only the text.
+	busy := apierrors.IsTooManyRequests(upgrade.Cause) || strings.Contains(upgrade.Cause.Error(), "(429 ")
+	if status := apierrors.APIStatus(nil); errors.As(upgrade.Cause, &status) && !busy {
+		return upgrade.Cause
+	}
+	return &refusedError{busy, time.Duration(seconds) * time.Second, err}
+}
+
+// wires are the sockets below an executor. What client-go reads from and writes to them waits for as long as the peer likes,
+// even once its context has ended.
+type wires struct {
+	mu   sync.Mutex // guards what follows
+	over bool
+	cuts []func()
+}
+
+func (w *wires) add(cut func()) {
+	w.mu.Lock()
+	over := w.over
+	if !over {
+		w.cuts = append(w.cuts, cut)
+	}
+	w.mu.Unlock()
+	if over {
+		cut()
+	}
+}
+
+// cut ends all that is read from and written to them.
+func (w *wires) cut() {
+	w.mu.Lock()
+	cuts := w.cuts
+	w.over, w.cuts = true, nil
+	w.mu.Unlock()
+	for _, cut := range cuts {
+		cut()
+	}
+}
+
+// control is for a net.Dialer whose connections are out of reach, below TLS and SPDY.
+func (w *wires) control(_, _ string, raw syscall.RawConn) error {
+	w.add(func() {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // it may be closed, or not connected yet
+	})
+	return nil
+}
+
+// listener remembers how an upgrade was answered.
+type listener struct {
+	http.RoundTripper
+	code  int
+	after time.Duration
+}
+
+func (l *listener) RoundTrip(q *http.Request) (*http.Response, error) {
+	resp, err := l.RoundTripper.RoundTrip(q)
+	if err == nil {
+		l.code = resp.StatusCode
+		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 { // the API server gives seconds, not a date
+			l.after = min(time.Duration(n)*time.Second, time.Minute)
+		}
+	}
+	return resp, err
 }
 
 // conn is a stream of pod exec. Deadlines are those of the pipe that it is our end of.
@@ -173,29 +320,4 @@ func (h *head) explain(err error) error {
 		return fmt.Errorf("%w: %s", err, said)
 	}
 	return err
-}
-
-// DialAgent connects to the container's agent.
-func (e *Engine) DialAgent(ctx context.Context, r compute.Ref) (net.Conn, error) {
-	if s := e.look(r); s.phase != compute.PhaseRunning {
-		return nil, notRunning()
-	}
-	return dialAgent(ctx, e.ctx, e.exec, r)
-}
-
-func dialAgent(ctx, life context.Context, x execer, r compute.Ref) (net.Conn, error) {
-	nc, err := x.dial(ctx, life, r, agentPath, "connect")
-	switch {
-	case err == nil:
-		return nc, nil
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case apierrors.IsNotFound(err):
-		return nil, notRunning()
-	}
-	return nil, unreachable("connect to the agent", err)
-}
-
-func notRunning() *compute.Error {
-	return compute.Errorf(compute.CodeNotRunning, "The container is not running.")
 }

@@ -27,8 +27,8 @@ const (
 	annotationGeneration = "berth/generation" // of the desired state that was applied last
 	annotationMounts     = "berth/mounts"     // of a pod: the mount paths that it was made with
 	annotationSeeded     = "berth/seeded"     // of the volume: the mount paths that a pod started with since they were seeded
-
-	annotationSurroundings = "berth/surroundings" // of the namespace: which state of them it has
+	annotationTried      = "berth/tried"      // of a StatefulSet whose pod could not be made: when it was asked for again
+	annotationRegistries = "berth/registries" // of the namespace: which state of the registries' credentials it has
 
 	annotationDefault = "kubectl.kubernetes.io/default-container" // of a pod: where kubectl exec goes
 )
@@ -68,12 +68,14 @@ func (m maker) meta(r compute.Ref, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, Namespace: r.String(), Labels: m.labels(r)}
 }
 
-func (m maker) namespace(r compute.Ref, surroundings string) *corev1.Namespace {
+func (m maker) namespace(r compute.Ref, o outside) *corev1.Namespace {
 	n := &corev1.Namespace{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
 		ObjectMeta: metav1.ObjectMeta{Name: r.String(), Labels: m.labels(r)},
 	}
-	n.Annotations = map[string]string{annotationSurroundings: surroundings}
+	if m.opt.PullSecrets != nil {
+		n.Annotations = map[string]string{annotationRegistries: o.version}
+	}
 	for _, mode := range []string{"enforce", "warn"} {
 		n.Labels["pod-security.kubernetes.io/"+mode] = "baseline"
 	}
@@ -390,7 +392,7 @@ type object interface {
 
 // surroundings are the objects around the pod and its storage.
 func (m maker) surroundings(r compute.Ref, o outside) []object {
-	list := []object{m.quota(r), m.limitRange(r), m.service(r)}
+	list := []object{m.quota(r), m.limitRange(r), m.service(r), m.gatewayRole(r)}
 	for _, p := range m.policies(r, o.addresses) {
 		list = append(list, p)
 	}

@@ -55,7 +55,7 @@ func TestObjectsAreAsWritten(t *testing.T) {
 			image{command: []string{"/bin/sh", "-c", "exec $(SHELL)"}, user: "app:crew"},
 			outside{
 				addresses:  []netip.Addr{netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("2001:db9::9")},
-				registries: []byte(`{"auths":{}}`),
+				registries: []byte(`{"auths":{}}`), version: "7,",
 			},
 			[]string{"/root"},
 			stopped,
@@ -68,7 +68,7 @@ func TestObjectsAreAsWritten(t *testing.T) {
 			}
 			m := maker{opt: opt, image: c.image}
 			m.image.reference = opt.Image
-			all := append([]object{m.namespace(c.spec.Ref, "3d5f"), m.storage(c.spec)}, m.surroundings(c.spec.Ref, c.outside)...)
+			all := append([]object{m.namespace(c.spec.Ref, c.outside), m.storage(c.spec)}, m.surroundings(c.spec.Ref, c.outside)...)
 			var got strings.Builder
 			for _, object := range append(all, m.statefulSet(c.spec, c.seeded)) {
 				b, err := yaml.Marshal(object)

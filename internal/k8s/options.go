@@ -37,6 +37,8 @@ type Options struct {
 	UserNamespaces bool // hostUsers: false; nodes must be able to
 	Spread         bool // over nodes, where there is a choice
 
+	Addresses bool // agents are connected to at their pods' addresses, where these can be reached
+
 	StopGrace time.Duration // between TERM and KILL; default 20 s
 
 	Log *slog.Logger

@@ -2,21 +2,16 @@ package k8s
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/tools/cache"
 
 	"berth/internal/compute"
 )
@@ -36,28 +31,20 @@ const (
 	renewAgain        = time.Minute // after a failure
 )
 
-// key tells one state of the surroundings from another. A namespace says which it has, so that nobody who may look at one
-// learns of credentials, these are told apart by their version alone.
-func (m maker) key(o outside) string {
-	o.registries = nil
-	b, _ := json.Marshal(m.surroundings(compute.Ref{}, o)) // objects never fail
-	sum := sha256.Sum256(append(b, o.version...))
-	return hex.EncodeToString(sum[:8])
-}
-
-// learnOutside sees the cluster as it is in the caches.
-func (e *Engine) learnOutside() {
+// learnOutside sees the cluster as it is in the caches, and returns whether namespaces are to be looked at.
+func (e *Engine) learnOutside() bool {
 	o := e.lookOutside()
-	key := e.maker.key(o)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.outside, e.outsideKey = o, key
+	e.stale = e.stale || !reflect.DeepEqual(o, e.outside)
+	e.outside = o
+	return e.stale
 }
 
-func (e *Engine) outsideNow() (o outside, key string) {
+func (e *Engine) outsideNow() outside {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.outside, e.outsideKey
+	return e.outside
 }
 
 func (e *Engine) lookOutside() outside {
@@ -96,27 +83,6 @@ func (e *Engine) lookOutside() outside {
 	return o
 }
 
-// surround makes what is around the pod as it should be now, whoever changed it, and has the namespace say so.
-func (e *Engine) surround(ctx context.Context, r compute.Ref, ns *corev1.Namespace) error {
-	now, key := e.outsideNow()
-	g, bounded := errgroup.WithContext(ctx)
-	for _, object := range e.maker.surroundings(r, now) {
-		g.Go(func() error {
-			client, resource := e.resourceOf(object)
-			return e.apply(bounded, client, resource, object)
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	if ns.Annotations[annotationSurroundings] == key {
-		return nil
-	}
-	want := e.maker.namespace(r, key)
-	want.UID = ns.UID
-	return e.apply(ctx, e.client.CoreV1().RESTClient(), "namespaces", want)
-}
-
 // renew takes note that something changed on which surroundings depend.
 func (e *Engine) renew() {
 	select {
@@ -125,33 +91,20 @@ func (e *Engine) renew() {
 	}
 }
 
-func (e *Engine) nodeChanged(was, now any) {
-	before, ok := was.(*corev1.Node)
-	after, _ := now.(*corev1.Node)
-	if !ok || after == nil || !slices.Equal(before.Status.Addresses, after.Status.Addresses) {
-		e.renew()
-	}
-}
-
-func (e *Engine) renewing() cache.ResourceEventHandlerFuncs {
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { e.renew() }, DeleteFunc: func(any) { e.renew() }, UpdateFunc: func(_, _ any) { e.renew() },
-	}
-}
-
 // keepSurroundings brings changes to the namespaces that are there, until the engine ends. Of several control planes only the
 // one that watches containers does so.
 func (e *Engine) keepSurroundings() {
 	pace := rate.NewLimiter(renewalsPerSecond, 1)
-	soon := time.NewTimer(0)
+	soon := time.NewTimer(renewAfter)
 	defer soon.Stop()
 	for {
 		select {
 		case <-e.ctx.Done():
 			return
 		case <-e.news:
-			e.learnOutside()
-			soon.Reset(renewAfter)
+			if e.learnOutside() {
+				soon.Reset(renewAfter)
+			}
 			continue
 		case <-soon.C:
 		}
@@ -161,30 +114,71 @@ func (e *Engine) keepSurroundings() {
 	}
 }
 
-// renewAll returns whether all namespaces are as they should be, or will be by somebody else.
+// renewAll returns whether all namespaces are as they should be, or will be by who watches.
 func (e *Engine) renewAll(pace *rate.Limiter) bool {
+	e.mu.Lock()
+	e.stale = false // what changes from now on is news
+	e.mu.Unlock()
 	list, _ := e.namespaces.List(labels.Everything())
 	whole := true
 	for _, ns := range list {
 		r, err := compute.ParseRef(ns.Name)
-		if _, key := e.outsideNow(); err != nil || ns.DeletionTimestamp != nil || ns.Annotations[annotationSurroundings] == key {
-			continue
+		if err != nil {
+			continue // an object with our labels
 		}
-		if !e.watched() || pace.Wait(e.ctx) != nil {
+		if !e.watched() {
+			e.mu.Lock()
+			e.stale = true
+			e.mu.Unlock()
 			return true
 		}
-		ctx, cancel := context.WithTimeout(e.ctx, callTimeout)
-		err = e.surround(ctx, r, ns)
-		cancel()
-		if now, gone := e.namespaces.Get(ns.Name); gone != nil || now.DeletionTimestamp != nil || apierrors.IsNotFound(err) || e.ctx.Err() != nil {
-			continue
-		}
-		if err != nil {
+		if err := e.renewOne(r, pace); err != nil && e.ctx.Err() == nil {
 			whole = false
 			e.log.Warn("a container's policies are not up to date yet; this is tried again", "container", r, "err", err)
 		}
 	}
 	return whole
+}
+
+// renewOne brings what changed outside to one container, unless a call does that now. What others changed there meanwhile is
+// its review's to see.
+func (e *Engine) renewOne(r compute.Ref, pace *rate.Limiter) error {
+	now := e.look(r)
+	if now.namespace == nil || now.namespace.DeletionTimestamp != nil || e.upToDate(now) {
+		return nil
+	}
+	if err := pace.Wait(e.ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, callTimeout)
+	defer cancel()
+	u, ctx, release, err := e.acquire(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer func() { release(err) }()
+	now = e.look(r)
+	if now.namespace == nil || now.namespace.DeletionTimestamp != nil {
+		return nil
+	}
+	err = e.restore(ctx, u, now)
+	return err
+}
+
+// upToDate says whether a container has what depends on the outside: the policy that names addresses, and credentials.
+func (e *Engine) upToDate(now sight) bool {
+	o := e.outsideNow()
+	e.mu.Lock()
+	u := e.unit(now.ref)
+	e.mu.Unlock()
+	wanted := []object{e.maker.namespace(now.ref, o)}
+	for _, p := range e.maker.policies(now.ref, o.addresses) {
+		wanted = append(wanted, p)
+	}
+	return !slices.ContainsFunc(wanted, func(want object) bool {
+		live, _ := e.cached(want)
+		return live == nil || !e.stands(u, want, live)
+	})
 }
 
 func (e *Engine) watched() bool {

@@ -73,15 +73,3 @@ func TestCredentialsRefused(t *testing.T) {
 		t.Errorf("broken credentials: %v", err)
 	}
 }
-
-// Nobody who may look at a namespace learns of credentials by its annotation.
-func TestKeyTellsNoCredentials(t *testing.T) {
-	m := maker{opt: Options{InstallationID: "i", PullSecrets: []string{"s"}}}
-	one := m.key(outside{registries: []byte("one"), version: "7"})
-	if other := m.key(outside{registries: []byte("other"), version: "7"}); other != one {
-		t.Error("the key depends on the credentials")
-	}
-	if later := m.key(outside{version: "8"}); later == one {
-		t.Error("the key does not tell versions apart")
-	}
-}

@@ -1,9 +1,11 @@
 package k8s
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +20,8 @@ type sight struct {
 	claim     *corev1.PersistentVolumeClaim
 	set       *appsv1.StatefulSet
 	pod       *corev1.Pod
+	silent    bool          // the cluster hears nothing of the pod's node, and has not for some time
+	silentIn  time.Duration // until that is so; zero where it hears of it
 
 	phase   compute.Phase
 	message string
@@ -37,8 +41,11 @@ func (s sight) see() sight {
 		s.phase = compute.PhaseStopped
 	case s.pod == nil:
 		s.phase = compute.PhaseStarting
+	case s.silent:
+		// Not ended: a node that answers again goes on with what it runs.
+		s.phase, s.message = compute.PhaseFailed, noAnswer(s.pod).Message
 	case s.pod.DeletionTimestamp != nil:
-		s.phase, s.message = compute.PhaseStopped, "Its pod is being ended."
+		s.phase, s.message = compute.PhaseStopped, disrupted(s.pod, "Its pod is being ended.")
 	case s.pod.Status.Phase == corev1.PodFailed:
 		s.phase, s.message = compute.PhaseStopped, evicted(s.pod)
 	default:
@@ -129,13 +136,63 @@ func evicted(p *corev1.Pod) string {
 	case p.Status.Reason == "NodeLost", p.Status.Reason == "NodeShutdown", p.Status.Reason == "Terminated":
 		return "Its node went down."
 	}
-	return "It ended by itself."
+	return disrupted(p, "It ended by itself.")
+}
+
+// disrupted says why the cluster ends a pod, where it tells.
+func disrupted(p *corev1.Pod, otherwise string) string {
+	for _, c := range p.Status.Conditions {
+		if c.Type != corev1.DisruptionTarget || c.Status != corev1.ConditionTrue {
+			continue
+		}
+		switch c.Reason {
+		case "DeletionByTaintManager", "DeletionByPodGC":
+			return "Its node was lost; it starts on another as soon as its storage can be had there."
+		case "EvictionByEvictionAPI":
+			return "Its node is being emptied; it starts on another."
+		case corev1.PodReasonPreemptionByScheduler:
+			return "It had to make room for what is more important."
+		}
+	}
+	return otherwise
+}
+
+// noAnswer is what its owner is told while the cluster hears nothing of a container's node.
+func noAnswer(p *corev1.Pod) *compute.Error {
+	err := &compute.Error{
+		Code: compute.CodeUnavailable, Message: "Its node does not answer. It goes on when the node does, or starts on another once the cluster gives this one up.",
+		Cause: fmt.Errorf("node %s is not heard of", p.Spec.NodeName),
+	}
+	if p.DeletionTimestamp != nil {
+		err.Message = "Its node was lost. It starts on another as soon as the cluster is sure that it does not run there any more; your operator can see to that."
+		err.Cause = fmt.Errorf("node %s is not heard of, and its pod cannot be ended: delete the node, or taint it node.kubernetes.io/out-of-service, once it is down for sure",
+			p.Spec.NodeName)
+	}
+	return err
+}
+
+// held is what keeps a namespace that is being deleted, in the cluster's own words.
+func (s sight) held() error {
+	errs := []error{errors.New("the namespace is still there")}
+	if s.namespace != nil {
+		for _, c := range s.namespace.Status.Conditions {
+			if c.Status == corev1.ConditionTrue {
+				errs = append(errs, fmt.Errorf("%s: %s", c.Type, c.Message))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // trouble is what keeps a container from starting: an error in words for its owner, nil where nothing is known to. Soon says
 // that it may pass by itself within moments, as in a start's usual course.
 func (s sight) trouble() (err *compute.Error, soon bool) {
-	if s.pod == nil || s.pod.DeletionTimestamp != nil {
+	switch {
+	case s.pod == nil:
+		return nil, false
+	case s.silent:
+		return noAnswer(s.pod), false
+	case s.pod.DeletionTimestamp != nil:
 		return nil, false
 	}
 	for _, c := range s.pod.Status.Conditions {
@@ -237,6 +294,9 @@ func ofEvent(reason, message string) *compute.Error {
 	case "ProvisioningFailed":
 		return &compute.Error{Code: compute.CodeCapacity, Cause: cause, Message: "The cluster cannot make its storage; this is tried again. Ask your operator if it stays."}
 	case "FailedCreate":
+		if overQuota(message) {
+			return &compute.Error{Code: compute.CodeCapacity, Cause: cause, Message: quotaMessage}
+		}
 		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: "The cluster refuses to make its pod; your operator can see why. It is tried again."}
 	case "FailedCreatePodSandBox":
 		return &compute.Error{Code: compute.CodeUnavailable, Cause: cause, Message: "Its node could not make the container's network; this is tried again."}

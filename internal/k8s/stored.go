@@ -109,7 +109,7 @@ func (e *Engine) awaitGone(ctx context.Context, n *corev1.Namespace) error {
 // complaint is the newest warning about a container's objects that has words for its owner; nil where there is none. It is
 // for what no object shows but an event.
 func (e *Engine) complaint(ctx context.Context, now sight) error {
-	about := map[types.UID]bool{now.set.UID: true, now.claim.UID: true}
+	about := map[types.UID]bool{now.claim.UID: now.claim.Status.Phase != corev1.ClaimBound, now.set.UID: now.pod == nil}
 	if now.pod != nil {
 		about[now.pod.UID] = true
 	}

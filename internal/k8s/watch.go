@@ -2,6 +2,7 @@ package k8s
 
 import (
 	"context"
+	"crypto/sha256"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
@@ -18,6 +19,11 @@ type unit struct {
 
 	busy  bool
 	known sight // as it was told of last, or as a call left it
+
+	spec       *compute.Spec                // what was applied last; nil: nothing yet, or not all of it
+	seeded     []string                     // with it: the mount paths that needed no seeding
+	bent       map[string][sha256.Size]byte // what the API server made of an object, where it is not as applied
+	restraints map[string]*restraint        // by object, of those that somebody else changed
 }
 
 // watcher is one call of Watch: what it has yet to tell. A death is not replaced by the life that followed it.
@@ -72,6 +78,7 @@ func (e *Engine) acquire(ctx context.Context, r compute.Ref) (_ *unit, _ context
 			e.tell(u, e.look(r)) // what came after the call's last look
 		}
 		e.mu.Unlock()
+		e.reviews.AddAfter(r, settleAfter)
 		<-u.slot
 		leave()
 	}, nil
@@ -111,6 +118,7 @@ func (e *Engine) changed(object any) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	u := e.unit(r)
+	e.reviews.AddAfter(r, settleAfter)
 	if u.busy {
 		select {
 		case u.wake <- struct{}{}:
@@ -124,18 +132,24 @@ func (e *Engine) changed(object any) {
 	}
 }
 
-// tell has every watcher told of a container that is no longer as it was known. One that runs again after it ended is told
-// of as ended: sessions and what it held in memory are gone. e.mu is held.
-func (e *Engine) tell(u *unit, now sight) {
+// tell has every watcher told of a container that is no longer as it was known, and says whether it was. One that runs again
+// after it ended is told of as ended: sessions and what it held in memory are gone. e.mu is held.
+func (e *Engine) tell(u *unit, now sight) bool {
 	before := u.known
 	u.known = now
 	if now.phase == before.phase && now.life == before.life && (now.phase != compute.PhaseFailed || now.message == before.message) {
-		return
+		return false
 	}
 	o := now.observation()
 	if before.life != "" && now.phase == compute.PhaseRunning {
 		o.Phase, o.Message = compute.PhaseStopped, now.lastEnding()
 	}
+	e.post(o)
+	return true
+}
+
+// post gives every watcher an observation. e.mu is held.
+func (e *Engine) post(o compute.Observation) {
 	for w := range e.watchers {
 		up := o.Phase == compute.PhaseStarting || o.Phase == compute.PhaseRunning
 		if was, ok := w.queue[o.Ref]; ok && was.Phase == compute.PhaseStopped && up {
@@ -154,8 +168,12 @@ func (e *Engine) Watch(ctx context.Context, f func(compute.Observation), synced 
 	w := &watcher{queue: make(map[compute.Ref]compute.Observation), wake: make(chan struct{}, 1)}
 	e.mu.Lock()
 	e.watchers[w] = struct{}{}
+	for _, u := range e.units {
+		u.spec = nil // others may have applied something since
+	}
+	e.stale = true
 	e.mu.Unlock()
-	e.renew() // what changed while nobody did
+	e.renew()
 	defer func() {
 		e.mu.Lock()
 		delete(e.watchers, w)

@@ -38,7 +38,7 @@ func newScript(t testing.TB) *script {
 		t.Fatal(err)
 	}
 	s := &script{t: t}
-	if s.cred, err = parseCredential(text); err != nil {
+	if s.cred, err = ParseCredential(text); err != nil {
 		t.Fatal(err)
 	}
 	if s.l, err = tls.Listen("tcp", "127.0.0.1:0", config); err != nil {
@@ -374,7 +374,7 @@ func TestCredentialFiles(t *testing.T) {
 		"an authority's file": string(ca),
 		"a certificate more":  string(text) + root(text),
 	} {
-		if c, err := parseCredential([]byte(bad)); err == nil {
+		if c, err := ParseCredential([]byte(bad)); err == nil {
 			t.Errorf("%s makes the credential of %s", name, c.Name)
 		}
 	}
@@ -392,7 +392,7 @@ func FuzzCredential(f *testing.F) {
 	f.Add(text)
 	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parseCredential(data)
+		c, err := ParseCredential(data)
 		if err == nil && (c.config == nil || c.Fingerprint == "") {
 			t.Errorf("%+v", c)
 		}

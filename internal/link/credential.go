@@ -19,6 +19,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -81,7 +82,9 @@ func readSecret(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+	// As ssh does, only the owner is told of its file's mode: those that a cluster mounts are root's, for a group.
+	own := info.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid())
+	if !info.Mode().IsRegular() || own && info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s holds a key and is open to others (%v): if nobody used that, chmod 600 it",
 			path, info.Mode())
 	}
@@ -218,14 +221,15 @@ func ReadCredential(path string) (Credential, error) {
 	if err != nil {
 		return Credential{}, err
 	}
-	c, err := parseCredential(text)
+	c, err := ParseCredential(text)
 	if err != nil {
 		return Credential{}, fmt.Errorf("%s is not a gateway's credential (%w); `berth gateway add` makes one", path, err)
 	}
 	return c, nil
 }
 
-func parseCredential(text []byte) (Credential, error) {
+// ParseCredential reads what Issue returned.
+func ParseCredential(text []byte) (Credential, error) {
 	pair, err := tls.X509KeyPair(text, text)
 	if err != nil {
 		return Credential{}, err

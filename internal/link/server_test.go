@@ -77,7 +77,7 @@ func TestStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := parseCredential(text)
+	foreign, err := ParseCredential(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unknown, err := parseCredential(text)
+	unknown, err := ParseCredential(text)
 	if err != nil {
 		t.Fatal(err)
 	}

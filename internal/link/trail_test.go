@@ -222,7 +222,7 @@ func TestRecordsSurviveKills(t *testing.T) {
 	if _, err := p.store.AddGateway(t.Context(), "edge", fingerprint); err != nil {
 		t.Fatal(err)
 	}
-	cred, err := parseCredential(text)
+	cred, err := ParseCredential(text)
 	if err != nil {
 		t.Fatal(err)
 	}

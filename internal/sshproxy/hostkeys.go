@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	gossh "golang.org/x/crypto/ssh"
 )
@@ -27,6 +28,15 @@ var hostKeyFiles = []struct {
 		return key, err
 	}},
 	{"ssh_host_ecdsa_key", func() (crypto.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }},
+}
+
+// HostKeyFiles are the names of the host keys' files.
+func HostKeyFiles() []string {
+	names := make([]string, len(hostKeyFiles))
+	for i, k := range hostKeyFiles {
+		names[i] = k.file
+	}
+	return names
 }
 
 // OpenHostKeys returns the host keys in dir, and makes those that are not there. A key that is there and cannot be read
@@ -59,7 +69,8 @@ func readHostKey(path string) (gossh.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode().Perm()&0o077 != 0 {
+	// As sshd does, only the owner is told of its file's mode: those that a cluster mounts are root's, for a group.
+	if info.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) && info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s can be read by others (mode %04o); make new keys, or chmod 600 it if nobody did",
 			path, info.Mode().Perm())
 	}

@@ -205,7 +205,7 @@ func testVolume(t *testing.T, c *Cluster) {
 
 // testRegistry has the node pull an image from a registry of the test's, in plain HTTP, and not without its password.
 func testRegistry(t *testing.T, c *Cluster) {
-	registry := c.Registry(t, "puller", "secret")
+	registry := c.OwnRegistry(t, "puller", "secret")
 	here := ImageName(t, filepath.Join(Root(t), "build/base-image.tar"))
 	image := registry.Address + "/base:1"
 	out, err := exec.Command("ctr", "--address", c.Containerd, "--namespace", "k8s.io", "images", "push",

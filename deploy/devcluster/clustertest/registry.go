@@ -23,8 +23,8 @@ type Registry struct {
 	User, Password string // that it asks for; empty: nobody is asked
 }
 
-// Registry starts one that runs until the test ends. With a user it turns away who does not have the password.
-func (c *Cluster) Registry(t testing.TB, user, password string) *Registry {
+// OwnRegistry starts one that runs until the test ends. With a user it turns away who does not have the password.
+func (c *Cluster) OwnRegistry(t testing.TB, user, password string) *Registry {
 	t.Helper()
 	var h http.Handler = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	if user != "" {

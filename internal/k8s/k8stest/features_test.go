@@ -28,7 +28,6 @@ import (
 // TestFeatures has what pods are made of. Its parts share a cluster and clear away what they made.
 func TestFeatures(t *testing.T) {
 	r := newRig(t)
-	r.cluster.Apply(t, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "`+r.opt.GatewayNamespace+`"}}`)
 	for _, part := range []struct {
 		name string
 		test func(*testing.T, *rig)
@@ -195,16 +194,16 @@ func (r *rig) userImage() v1.Image {
 }
 
 func testRegistryImage(t *testing.T, r *rig) {
-	registry := r.cluster.Registry(t, "puller", "secret")
+	registry := r.cluster.OwnRegistry(t, "puller", "secret")
 	tag := registry.Push(t, r.userImage(), "tenants/own:1")
 	pull := func(password string) {
-		r.cluster.Apply(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": %q},
+		r.cluster.Apply(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "berth-pull", "namespace": %q},
 			"type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": %q}}`, r.opt.GatewayNamespace,
 			fmt.Sprintf(`{"auths": {%q: {"username": "puller", "password": %q}}}`, registry.Address, password)))
 	}
 	pull("secret")
-	r.cluster.Undo(t, "-n", r.opt.GatewayNamespace, "delete", "secret", "registry")
-	r = r.with(func(o *k8s.Options) { o.Image, o.ImageArchive, o.PullSecrets = tag, "", []string{"registry"} })
+	r.cluster.Undo(t, "-n", r.opt.GatewayNamespace, "delete", "secret", "berth-pull")
+	r = r.with(func(o *k8s.Options) { o.Image, o.ImageArchive, o.PullSecrets = tag, "", []string{"berth-pull"} })
 	r.watched()
 	s := r.run()
 	r.want(s, "until [ -e /tmp/who ]; do :; done; cat /tmp/who", "www-data users /var/www /var/lib hello $(HOME) $(HOME)\n")

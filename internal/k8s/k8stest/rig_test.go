@@ -39,10 +39,11 @@ const (
 
 // rig is an engine on a cluster.
 type rig struct {
-	t       testing.TB
-	cluster *clustertest.Cluster
-	opt     k8s.Options
-	e       *k8s.Engine
+	t        testing.TB
+	cluster  *clustertest.Cluster
+	accounts accounts // the engine has the control plane's
+	opt      k8s.Options
+	e        *k8s.Engine
 }
 
 func newRig(t testing.TB) *rig {
@@ -57,8 +58,9 @@ func newRig(t testing.TB) *rig {
 	base := filepath.Join(clustertest.Root(t), "build/base-image.tar")
 	c.Run(t, "load", base)
 	c.Run(t, "load", agentArchive(t))
-	r := &rig{t: t, cluster: c, opt: k8s.Options{
-		Kubeconfig: c.Kubeconfig, InstallationID: installation,
+	a := newAccounts(t, c)
+	r := &rig{t: t, cluster: c, accounts: a, opt: k8s.Options{
+		Kubeconfig: a.api, InstallationID: installation,
 		Image: clustertest.ImageName(t, base), ImageArchive: base, AgentImage: agentImage, PullPolicy: corev1.PullIfNotPresent,
 		GatewayNamespace: "berth", Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}}
@@ -162,10 +164,11 @@ func (w testWriter) Write(b []byte) (int, error) {
 func TestContract(t *testing.T) {
 	r := newRig(t)
 	enginetest.Run(t, &enginetest.Subject{
-		Engine: r.e, Shell: enginetest.Shell, Spec: newSpec, HostsMounted: true, HostnameSuffix: "-0",
+		Engine: r.apart(), Shell: enginetest.Shell, Spec: newSpec, HostsMounted: true,
 		Reopen: func(*testing.T) enginetest.Engine {
 			r.close()
-			return r.open()
+			r.open()
+			return r.apart()
 		},
 	})
 }

@@ -1,0 +1,126 @@
+package shiptest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"berth/deploy/devcluster/clustertest"
+	"berth/internal/pgtest"
+)
+
+// What a cluster of somebody else's has around it: a registry, a database, and load balancers.
+
+// startRegistry serves images on this machine, where the cluster's node reaches it.
+func startRegistry(t *testing.T, c *clustertest.Cluster) string {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(c.Machine, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(registry.New(
+		registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(t.TempDir())),
+	))
+	server.Listener.Close()
+	server.Listener = l
+	server.Start()
+	t.Cleanup(server.Close)
+	at := l.Addr().String()
+	hosts := filepath.Join(c.Registries, at)
+	if err := os.MkdirAll(hosts, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", at)
+	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+// postgresOverlay starts a PostgreSQL that asks for a password, and returns an operator's own overlay for it. The Secret with the
+// password is made as docs/operator/kubernetes.md says.
+func postgresOverlay(t *testing.T, c *clustertest.Cluster) string {
+	t.Helper()
+	server, err := pgtest.Start("listen_addresses = '"+c.Machine+"'", "fsync = off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	hba, err := os.OpenFile(server.SQL(t, "postgres", "SHOW hba_file"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = hba.WriteString("host berth berth " + c.Network + " scram-sha-256\n")
+		err = errors.Join(err, hba.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.SQL(t, "postgres", "SELECT pg_reload_conf()")
+	server.SQL(t, "postgres", "CREATE ROLE berth LOGIN PASSWORD 'secret'")
+	server.SQL(t, "postgres", "CREATE DATABASE berth OWNER berth ENCODING 'UTF8' TEMPLATE template0")
+	dir := t.TempDir()
+	pgpass := filepath.Join(dir, "pgpass")
+	if err := os.WriteFile(pgpass, []byte("*:*:berth:berth:secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Do(t, "create", "namespace", "berth")
+	c.Do(t, "-n", "berth", "create", "secret", "generic", "berth-database", "--from-file=pgpass="+pgpass)
+
+	overlay := filepath.Join(dir, "overlay")
+	if err := os.Mkdir(overlay, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	base, err := filepath.Rel(overlay, filepath.Join(clustertest.Root(t), "deploy/kubernetes/overlays/postgresql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [%s]
+configMapGenerator:
+- name: berth-settings
+  namespace: berth
+  behavior: merge
+  literals: ["BERTH_DATABASE=postgres://berth@%s/berth"]
+`, base, c.Machine)
+	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return overlay
+}
+
+// giveAddress gives the gateway's Service an address once it is there, as a cloud's controller does.
+func giveAddress(t *testing.T, c *clustertest.Cluster) {
+	t.Helper()
+	pool, err := netip.ParsePrefix(c.LoadBalancers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := pool.Addr().Next()
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		_, err := c.Try(t, "-n", "berth", "wait", "--for=create", "service/berth-gateway", "--timeout=10m")
+		if err == nil {
+			_, err = c.Try(t, "-n", "berth", "patch", "service", "berth-gateway", "--subresource=status", "--type=merge",
+				"--patch", fmt.Sprintf(`{"status":{"loadBalancer":{"ingress":[{"ip":%q}]}}}`, address))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(wait.Wait)
+}

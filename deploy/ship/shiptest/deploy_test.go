@@ -1,0 +1,251 @@
+package shiptest
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"berth/deploy/devcluster/clustertest"
+)
+
+// TestDevelopmentCluster is `make cluster-up && make deploy`, and what comes after.
+func TestDevelopmentCluster(t *testing.T) {
+	r := newRig(t, clustertest.Start(t))
+	said := r.up()
+	for _, want := range []string{"make a container:", "ssh -F " + r.given + "/ssh_config root@ID.compute.localhost", "to the development cluster at "} {
+		if !strings.Contains(said, want) {
+			t.Errorf("%q is missing in what it says:\n%s", want, said)
+		}
+	}
+	for name, mode := range map[string]os.FileMode{"token": 0o600, "id_ed25519": 0o600, "ssh_config": 0o644, "known_hosts": 0o644, "ready.json": 0o644} {
+		if info, err := os.Stat(filepath.Join(r.data, name)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+
+	id := r.create("dev-box")
+	if out := r.ssh("compute.localhost", "ls"); !strings.Contains(out, id) || !strings.Contains(out, "running") {
+		t.Errorf("the lobby lists:\n%s", out)
+	}
+	at := "root@" + id + ".compute.localhost"
+	if out := r.ssh(at, "id -un; cat /proc/1/comm"); out != "root\nagent\n" {
+		t.Errorf("inside: %q", out)
+	}
+
+	t.Run("each gateway lets people in", func(t *testing.T) {
+		addresses := strings.Fields(r.kubectl("-n", "berth", "get", "pods", "-l", "app.kubernetes.io/name=berth-gateway",
+			"-o", "jsonpath={.items[*].status.podIP}"))
+		if len(addresses) != 2 {
+			t.Fatalf("gateways at %v", addresses)
+		}
+		for _, address := range addresses {
+			if out := r.ssh("-o", "HostName="+address, "-p", "2222", "-l", id, "compute.localhost", "echo in"); out != "in\n" {
+				t.Errorf("by %s: %q", address, out)
+			}
+		}
+	})
+
+	t.Run("without a control plane", func(t *testing.T) {
+		session := r.converse(at)
+		r.kubectl("-n", "berth", "scale", "deployment/berth-api", "--replicas=0")
+		r.kubectl("-n", "berth", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=berth-api", "--timeout=2m")
+		session.say("still here")
+		if out := r.ssh(at, "echo in"); out != "in\n" {
+			t.Errorf("a login: %q", out)
+		}
+		r.kubectl("-n", "berth", "scale", "deployment/berth-api", "--replicas=1")
+		r.kubectl("-n", "berth", "rollout", "status", "deployment/berth-api", "--timeout=3m")
+		session.say("still here")
+		session.end()
+	})
+
+	t.Run("the operator's commands", func(t *testing.T) {
+		cmd := r.cluster.Command(t, "-n", "berth", "exec", "-i", "deploy/berth-api", "--", "berth", "user", "add", "alice", "--key", "-")
+		key, err := os.ReadFile(filepath.Join(r.data, "id_ed25519.pub"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stdin = bytes.NewReader(key)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "alice") {
+			t.Errorf("berth user add: %v\n%s", err, out)
+		}
+		if out := r.kubectl("-n", "berth", "exec", "deploy/berth-api", "--", "berth", "gateway", "ls"); strings.Count(out, "connected") != 2 {
+			t.Errorf("berth gateway ls:\n%s", out)
+		}
+	})
+
+	t.Run("the same again changes nothing", func(t *testing.T) {
+		api, gateways, life := r.pods("berth-api"), r.pods("berth-gateway"), r.life(id)
+		r.up()
+		if now := r.pods("berth-api"); !slices.Equal(now, api) {
+			t.Errorf("the api's pods were %v and are %v", api, now)
+		}
+		if now := r.pods("berth-gateway"); !slices.Equal(now, gateways) {
+			t.Errorf("the gateways' pods were %v and are %v", gateways, now)
+		}
+		if now := r.life(id); now != life {
+			t.Errorf("the container was %q and is %q", life, now)
+		}
+	})
+
+	t.Run("an upgrade", func(t *testing.T) {
+		api, gateways, life := r.pods("berth-api"), r.pods("berth-gateway"), r.life(id)
+		r.ssh(at, "touch /tmp/since-the-start")
+		r.pack("v2")
+		r.up("--version", "v2")
+		for _, now := range append(r.pods("berth-api"), r.pods("berth-gateway")...) {
+			if slices.Contains(api, now) || slices.Contains(gateways, now) {
+				t.Errorf("pod %s is of the version before", now)
+			}
+		}
+		r.ssh(at, "ls /tmp/since-the-start")
+		if now := r.life(id); now != life || life == "" {
+			t.Errorf("the container was %q and is %q", life, now)
+		}
+		if n := strings.Fields(r.kubectl("-n", "berth", "get", "configmaps", "-l", "app.kubernetes.io/part-of=berth", "-o", "name")); len(n) != 1 {
+			t.Errorf("settings are left: %v", n)
+		}
+	})
+
+	t.Run("removed and deployed again", func(t *testing.T) {
+		life := r.life(id)
+		known, err := os.ReadFile(filepath.Join(r.data, "known_hosts"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.undeploy()
+		if now := r.life(id); now != life {
+			t.Errorf("the container was %q and is %q", life, now)
+		}
+		if left := r.kubectl("-n", "berth", "get", "pods,services,statefulsets,deployments,configmaps", "-l", "app.kubernetes.io/part-of=berth", "-o", "name"); left != "" {
+			t.Errorf("left: %s", left)
+		}
+		r.up()
+		if again, err := os.ReadFile(filepath.Join(r.data, "known_hosts")); err != nil || !bytes.Equal(again, known) {
+			t.Errorf("the host keys are others: %v", err)
+		}
+		if out := r.ssh(at, "echo in"); out != "in\n" {
+			t.Errorf("a login: %q", out)
+		}
+	})
+
+	t.Run("nobody is there to be asked", func(t *testing.T) {
+		if said, err := r.tryShip("down", "--cluster", r.cluster.Dir, "--data", r.data, "--delete"); err == nil || !strings.Contains(said, "all containers (1) with what they store") {
+			t.Errorf("%v: %s", err, said)
+		}
+		r.ssh(at, "true")
+	})
+
+	r.undeploy("--delete")
+	for _, kind := range []string{"namespaces", "clusterroles", "clusterrolebindings", "validatingadmissionpolicies", "persistentvolumes"} {
+		for _, left := range strings.Fields(r.kubectl("get", kind, "-o", "name")) {
+			_, name, _ := strings.Cut(left, "/")
+			if name == "berth" || strings.HasPrefix(name, "berth-") || strings.HasPrefix(name, "compute-") || kind == "persistentvolumes" {
+				t.Errorf("left: %s", left)
+			}
+		}
+	}
+	if left, err := os.ReadDir(r.data); err != nil || len(left) != 2 { // the demo key
+		t.Errorf("left in the data directory: %v, %v", left, err)
+	}
+}
+
+// TestAnotherCluster deploys as to a cluster of which nothing is known but its kubeconfig: a registry and a zone are given, and the
+// state is in PostgreSQL. The cluster holds Berth's pods to restricted Pod Security.
+func TestAnotherCluster(t *testing.T) {
+	c := clustertest.Start(t)
+	r := newRig(t, c)
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	text, err := os.ReadFile(c.Kubeconfig)
+	if err == nil {
+		err = os.WriteFile(kubeconfig, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.env = append(r.env, "KUBECONFIG="+kubeconfig)
+
+	if said, err := r.tryShip("up", "--data", r.data, "--images", r.images); err == nil ||
+		!strings.Contains(said, "REGISTRY=registry.example.com/berth") || !strings.Contains(said, "ZONE=compute.example.com") {
+		t.Errorf("without a registry and a zone: %v\n%s", err, said)
+	}
+	r.flags = []string{
+		"--images", r.images, "--registry", startRegistry(t, c) + "/some/berth", "--zone", "compute.example.com",
+		"--overlay", postgresOverlay(t, c),
+	}
+	r.down = nil
+	giveAddress(t, c)
+	said := r.up()
+	for _, want := range []string{"port-forward service/berth-api 7080", "have the DNS names compute.example.com and *.compute.example.com lead there"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("%q is missing in what it says:\n%s", want, said)
+		}
+	}
+	if r.ready.APIURL != "" {
+		t.Errorf("the API is at %s, where nothing leads", r.ready.APIURL)
+	}
+	r.ready.APIURL = "http://" + r.kubectl("-n", "berth", "get", "service", "berth-api", "-o", "jsonpath={.spec.clusterIP}") + ":7080"
+
+	id := r.create("dev-box")
+	at := "root@" + id + ".compute.example.com"
+	if out := r.ssh(at, "id -un"); out != "root\n" {
+		t.Errorf("inside: %q", out)
+	}
+
+	t.Run("another control plane takes over", func(t *testing.T) {
+		if n := len(r.pods("berth-api")); n != 2 {
+			t.Fatalf("%d control planes", n)
+		}
+		session := r.converse(at)
+		for range 2 { // whichever drives
+			pod := r.kubectl("-n", "berth", "get", "pods", "-l", "app.kubernetes.io/name=berth-api",
+				"--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[0].metadata.name}")
+			r.kubectl("-n", "berth", "delete", "pod", pod, "--wait=false")
+			clustertest.Eventually(t, patience, func() error {
+				if err := r.api(http.MethodPost, "/compute/containers/"+id+"/stop", nil, nil); err != nil {
+					return err
+				}
+				return r.api(http.MethodPost, "/compute/containers/"+id+"/start", nil, nil)
+			})
+			r.kubectl("-n", "berth", "rollout", "status", "deployment/berth-api", "--timeout=3m")
+		}
+		_ = session // it ended with the container's stop
+		r.awaitRunning(id)
+		if out := r.ssh(at, "echo in"); out != "in\n" {
+			t.Errorf("a login: %q", out)
+		}
+	})
+	r.undeploy("--delete")
+	if left := r.kubectl("get", "namespaces", "-o", "name"); strings.Contains(left, "compute-") || strings.Contains(left, "/berth") {
+		t.Errorf("left:\n%s", left)
+	}
+}
+
+// TestWhatIsRefused asks for what cannot be, without a cluster.
+func TestWhatIsRefused(t *testing.T) {
+	root := clustertest.Root(t)
+	r := &rig{t: t, env: append(os.Environ(), "KUBECONFIG=/nowhere", "PATH="+filepath.Join(root, "build/devcluster")+":"+os.Getenv("PATH"))}
+	mine := t.TempDir()
+	if err := os.WriteFile(filepath.Join(mine, "berth.db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	there := []string{"--cluster", t.TempDir(), "--registry", "registry.example.com/berth", "--zone", "compute.example.com"}
+	for want, args := range map[string][]string{
+		"no verb":                             {},
+		`no verb is called "deploy"`:          {"deploy"},
+		"bad command line":                    {"up", "--registery", "x"},
+		"give ARCH=DIR":                       {"images", "--program", "bin"},
+		"belongs to a Berth on this machine":  append([]string{"up", "--data", mine}, there...),
+		"no cluster answers; KUBECONFIG says": append([]string{"up", "--data", t.TempDir()}, there...),
+		"make cluster-up":                     {"up", "--cluster", t.TempDir(), "--data", t.TempDir()},
+	} {
+		if said, err := r.tryShip(args...); err == nil || !strings.Contains(said, want) {
+			t.Errorf("%v: want %q, got %v:\n%s", args, want, err, fmt.Sprint(said))
+		}
+	}
+}
