@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,7 +33,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 	if err := e.claimNamespace(ctx, u, s.Ref); err != nil {
 		return err
 	}
-	if err := e.applyAll(ctx, u, e.maker.surroundings(s.Ref)); err != nil {
+	if err := e.applyAll(ctx, u, e.maker.surroundings(s.Ref, e.outsideNow())); err != nil {
 		return err
 	}
 	// Made, never applied: what is there already is the container's own, whatever its size.
@@ -49,7 +50,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 
 // claimNamespace makes the namespace, or sees that the one of this name is ours.
 func (e *Engine) claimNamespace(ctx context.Context, u *unit, r compute.Ref) error {
-	want := e.maker.namespace(r)
+	want := e.maker.namespace(r, e.outsideNow())
 	_, err := e.client.CoreV1().Namespaces().Create(ctx, want, metav1.CreateOptions{FieldManager: fieldManager})
 	if err == nil {
 		return nil
@@ -81,15 +82,21 @@ func foreign() *compute.Error {
 
 // restore makes what is around the pod as it should be, whoever changed it, and asks for nothing where it is.
 func (e *Engine) restore(ctx context.Context, u *unit, now sight) error {
-	namespace := e.maker.namespace(now.ref)
+	namespace := e.maker.namespace(now.ref, e.outsideNow())
 	namespace.UID = now.namespace.UID // never another one
 	var list []object
-	for _, want := range append(e.maker.surroundings(now.ref), namespace) {
+	for _, want := range e.maker.surroundings(now.ref, e.outsideNow()) {
 		if live, _ := e.cached(want); live == nil || !e.stands(u, want, live) {
 			list = append(list, want)
 		}
 	}
-	return e.applyAll(ctx, u, list)
+	if err := e.applyAll(ctx, u, list); err != nil {
+		return err
+	}
+	if live, _ := e.cached(namespace); live == nil || !e.stands(u, namespace, live) {
+		return e.apply(ctx, u, namespace) // the last: it says what the others are
+	}
+	return nil
 }
 
 func (e *Engine) applyAll(ctx context.Context, u *unit, list []object) error {
@@ -109,6 +116,8 @@ func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 		return e.client.CoreV1().RESTClient(), "resourcequotas"
 	case schema.GroupKind{Kind: "LimitRange"}:
 		return e.client.CoreV1().RESTClient(), "limitranges"
+	case schema.GroupKind{Kind: "Secret"}:
+		return e.client.CoreV1().RESTClient(), "secrets"
 	case schema.GroupKind{Kind: "Service"}:
 		return e.client.CoreV1().RESTClient(), "services"
 	case schema.GroupKind{Kind: "PersistentVolumeClaim"}:
@@ -172,10 +181,10 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 }
 
 // expect notes what was applied, against which somebody else's changes are seen.
-func (e *Engine) expect(u *unit, s *compute.Spec) {
+func (e *Engine) expect(u *unit, s *compute.Spec, seeded ...string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	u.spec = s
+	u.spec, u.seeded = s, seeded
 }
 
 func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) error {
@@ -183,10 +192,10 @@ func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) e
 		e.expect(u, &s)
 		return nil
 	}
-	if err := e.apply(ctx, u, e.maker.statefulSet(s)); err != nil {
+	if err := e.apply(ctx, u, e.makerNow().statefulSet(s, seededOn(now.claim))); err != nil {
 		return err
 	}
-	e.expect(u, &s)
+	e.expect(u, &s, seededOn(now.claim)...)
 	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
 		if now.pod != nil && now.silent {
 			return false, noAnswer(now.pod)
@@ -200,10 +209,11 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		return err
 	}
 	waits := now.wanted() && now.pod == nil && now.generation() == s.Generation
-	if err := e.apply(ctx, u, e.maker.statefulSet(s)); err != nil {
+	seeded := seededOn(now.claim)
+	if err := e.apply(ctx, u, e.makerNow().statefulSet(s, seeded)); err != nil {
 		return err
 	}
-	e.expect(u, &s)
+	e.expect(u, &s, seeded...)
 	if waits {
 		if err := e.nudge(ctx, now.set); err != nil {
 			return err
@@ -234,10 +244,37 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err != nil {
 		return err
 	}
+	if err := e.noteSeeded(ctx, s, now.claim); err != nil {
+		return err
+	}
 	if err := e.resize(ctx, u, s); err != nil {
 		return err
 	}
 	return e.awaitAgent(ctx, u, s.Ref)
+}
+
+// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.
+func (e *Engine) noteSeeded(ctx context.Context, s compute.Spec, claim *corev1.PersistentVolumeClaim) error {
+	seeded := seededOn(claim)
+	if allIn(s.MountPaths, seeded) {
+		return nil
+	}
+	for _, p := range s.MountPaths {
+		if !slices.Contains(seeded, p) {
+			seeded = append(seeded, p)
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": claim.UID, "annotations": map[string]string{annotationSeeded: mountsKey(seeded)},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = e.client.CoreV1().PersistentVolumeClaims(s.String()).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return e.explain(ctx, "note what is seeded", err)
+	}
+	return nil
 }
 
 // nudge has the StatefulSet's controller try at once to make the pod: by itself it waits up to a quarter of an hour between
@@ -331,6 +368,9 @@ func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
 		return err
 	}
 	defer func() { release(err) }()
+	if err := e.removeBalancer(ctx, r); err != nil { // before the namespace, whose end is the container's
+		return err
+	}
 	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):

@@ -235,7 +235,7 @@ func (d doctor) checkNodes(ctx context.Context) []Check {
 
 // probe looks from inside.
 func (d doctor) probe(ctx context.Context) (list []Check) {
-	p := prober{d.client, d.config, maker{opt: d.Options}}
+	p := prober{client: d.client, config: d.config, maker: maker{opt: d.Options}}
 	inside, err := p.open(ctx, true)
 	if err != nil {
 		return []Check{{Name: "a pod", Fatal: true, Problem: err}}

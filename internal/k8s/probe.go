@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -41,9 +42,10 @@ const (
 
 // prober makes probes on a cluster.
 type prober struct {
-	client kubernetes.Interface
-	config *rest.Config
-	maker  maker
+	client  kubernetes.Interface
+	config  *rest.Config
+	maker   maker
+	outside outside
 }
 
 // probe is one that runs.
@@ -65,7 +67,7 @@ func (p prober) open(ctx context.Context, policies bool) (_ *probe, err error) {
 	}
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails
-	ns := p.maker.namespace(compute.Ref{})
+	ns := p.maker.namespace(compute.Ref{}, p.outside)
 	ns.Name, ns.Labels = "berth-probe-"+hex.EncodeToString(b[:]), probeLabels(ns.Labels)
 	if ns, err = p.client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{FieldManager: fieldManager}); err != nil {
 		return nil, fmt.Errorf("make the probe's namespace: %w", err)
@@ -77,17 +79,34 @@ func (p prober) open(ctx context.Context, policies bool) (_ *probe, err error) {
 		}
 	}()
 	if policies {
-		for _, policy := range p.maker.policies(compute.Ref{}) {
+		for _, policy := range p.maker.policies(compute.Ref{}, p.outside.addresses) {
 			policy.Namespace, policy.Labels = ns.Name, probeLabels(policy.Labels)
 			if _, err := p.client.NetworkingV1().NetworkPolicies(ns.Name).Create(ctx, policy, metav1.CreateOptions{FieldManager: fieldManager}); err != nil {
 				return nil, fmt.Errorf("make the probe's policies: %w", err)
 			}
 		}
 	}
+	if p.outside.registries != nil {
+		if err := p.bringCredentials(ctx, ns.Name); err != nil {
+			return nil, fmt.Errorf("bring the probe's image's credentials: %w", err)
+		}
+	}
 	if _, err := p.client.AppsV1().StatefulSets(ns.Name).Create(ctx, p.set(ns.Name), metav1.CreateOptions{FieldManager: fieldManager}); err != nil {
 		return nil, fmt.Errorf("make the probe: %w", err)
 	}
 	return pr, pr.await(ctx)
+}
+
+// bringCredentials is an apply, since nobody has the right to create a Secret under any name.
+func (p prober) bringCredentials(ctx context.Context, namespace string) error {
+	secret := p.maker.pullSecret(compute.Ref{}, p.outside)
+	secret.Namespace, secret.Labels = namespace, probeLabels(secret.Labels)
+	fields, err := json.Marshal(secret)
+	if err != nil {
+		return err
+	}
+	_, err = p.client.CoreV1().Secrets(namespace).Patch(ctx, secret.Name, types.ApplyPatchType, fields, metav1.PatchOptions{FieldManager: fieldManager})
+	return err
 }
 
 // probeLabels are a container's labels as a probe has them.
@@ -101,15 +120,17 @@ func probeLabels(labels map[string]string) map[string]string {
 // set runs the probe, on the nodes and in the way that containers do.
 func (p prober) set(namespace string) *appsv1.StatefulSet {
 	s := compute.Spec{Hostname: probePod, MilliCPU: 500, MemoryMB: 256, StorageGB: 1, Running: true}
-	set := p.maker.statefulSet(s)
+	set := p.maker.statefulSet(s, nil)
 	set.ObjectMeta = metav1.ObjectMeta{Name: probePod, Namespace: namespace, Labels: probeLabels(set.Labels)}
 	set.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{labelProbe: "true"}}
 	set.Spec.Template.ObjectMeta = metav1.ObjectMeta{Labels: probeLabels(set.Spec.Template.Labels)}
 	pod := &set.Spec.Template.Spec
 	delete(pod.NodeSelector, corev1.LabelArchStable)
-	pod.InitContainers, pod.Volumes = nil, nil
+	pod.Volumes = nil
+	main := p.maker.container(nameMain, p.maker.opt.AgentImage, []string{"/agent", "probe", "listen", ":" + strconv.Itoa(probePort)})
+	main.Resources = resources(s)
 	pod.Containers = []corev1.Container{
-		p.maker.container(s, nameMain, p.maker.opt.AgentImage, []string{"/agent", "probe", "listen", ":" + strconv.Itoa(probePort)}),
+		main,
 	}
 	return set
 }
@@ -311,7 +332,7 @@ func (i Isolation) Enforced() bool { return len(i.Reached) == 0 }
 // ProbeIsolation has a pod with a container's policies try what these forbid, and warns the operator where it succeeds. It
 // fails where nothing can be said: where the pod does not start, say, or reaches nothing at all.
 func (e *Engine) ProbeIsolation(ctx context.Context) (_ Isolation, err error) {
-	p := prober{e.client, e.exec.config, e.maker}
+	p := prober{client: e.client, config: e.exec.config, maker: e.maker, outside: e.outsideNow()}
 	pr, err := p.open(ctx, true)
 	if err != nil {
 		return Isolation{}, err

@@ -141,6 +141,18 @@ func (c *Cluster) Do(t testing.TB, args ...string) string {
 	return out
 }
 
+// Undo runs kubectl when the test ends, and its context has.
+func (c *Cluster) Undo(t testing.TB, args ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		cmd := exec.Command(c.Kubectl, args...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("kubectl %s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	})
+}
+
 // Apply has the cluster be as the objects say.
 func (c *Cluster) Apply(t testing.TB, objects string) {
 	t.Helper()

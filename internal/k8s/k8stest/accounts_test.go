@@ -24,7 +24,7 @@ const ownNamespace = "berth"
 type accounts struct{ api, gateway string }
 
 // newAccounts gives a cluster what Berth's manifests say of rights. All of this package's engines have no others.
-func newAccounts(t *testing.T, c *clustertest.Cluster) accounts {
+func newAccounts(t testing.TB, c *clustertest.Cluster) accounts {
 	t.Helper()
 	c.Apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ownNamespace+"}\n")
 	for _, name := range []string{"rbac.yaml", "admission.yaml"} {
@@ -46,7 +46,7 @@ func newAccounts(t *testing.T, c *clustertest.Cluster) accounts {
 }
 
 // account returns a kubeconfig with a token that the cluster made for the account.
-func account(t *testing.T, c *clustertest.Cluster, name string) string {
+func account(t testing.TB, c *clustertest.Cluster, name string) string {
 	t.Helper()
 	config, err := clientcmd.LoadFromFile(c.Kubeconfig)
 	if err != nil {
@@ -63,7 +63,7 @@ func account(t *testing.T, c *clustertest.Cluster, name string) string {
 	return file
 }
 
-func configOf(t *testing.T, kubeconfig string) *rest.Config {
+func configOf(t testing.TB, kubeconfig string) *rest.Config {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

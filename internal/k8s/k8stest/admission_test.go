@@ -19,12 +19,12 @@ import (
 
 // user is kubectl as somebody.
 type user struct {
-	t          *testing.T
+	t          testing.TB
 	cluster    *clustertest.Cluster
 	kubeconfig string
 }
 
-func as(t *testing.T, c *clustertest.Cluster, kubeconfig string) user { return user{t, c, kubeconfig} }
+func as(t testing.TB, c *clustertest.Cluster, kubeconfig string) user { return user{t, c, kubeconfig} }
 
 func (u user) run(stdin string, args ...string) error {
 	cmd := u.cluster.Command(u.t, args...)

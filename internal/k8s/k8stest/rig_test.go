@@ -39,14 +39,14 @@ const (
 
 // rig is an engine on a cluster.
 type rig struct {
-	t        *testing.T
+	t        testing.TB
 	cluster  *clustertest.Cluster
 	accounts accounts // the engine has the control plane's
 	opt      k8s.Options
 	e        *k8s.Engine
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	var c *clustertest.Cluster
 	if *running != "" {
@@ -95,7 +95,7 @@ func (r *rig) ctx() context.Context {
 }
 
 // agentArchive writes an image that has the agent and nothing else.
-func agentArchive(t *testing.T) string {
+func agentArchive(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := enginetest.BuildAgent(dir + "/agent"); err != nil {
@@ -154,7 +154,7 @@ func newSpec() compute.Spec {
 }
 
 // testWriter gives what is logged to the test.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSuffix(string(b), "\n"))
