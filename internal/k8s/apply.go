@@ -142,11 +142,15 @@ func (e *Engine) apply(ctx context.Context, u *unit, object object) error {
 		return err
 	}
 	force := true
-	made, err := client.Patch(types.ApplyPatchType).Resource(resource).NamespaceIfScoped(object.GetNamespace(), object.GetNamespace() != "").
+	answer := client.Patch(types.ApplyPatchType).Resource(resource).NamespaceIfScoped(object.GetNamespace(), object.GetNamespace() != "").
 		Name(object.GetName()).VersionedParams(&metav1.PatchOptions{FieldManager: fieldManager, Force: &force}, metav1.ParameterCodec).
-		Body(b).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
-	if err != nil {
+		Body(b).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx)
+	if err := answer.Error(); err != nil { // which has the API server's own words, as Raw's has not
 		return e.explain(ctx, "apply "+resource+" "+object.GetName(), err)
+	}
+	made, err := answer.Raw()
+	if err != nil {
+		return err
 	}
 	return e.noteMade(u, object, fields, made)
 }

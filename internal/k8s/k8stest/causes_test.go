@@ -201,7 +201,7 @@ func faults() []fault {
 				p.cluster.Do(p.t, "create", "serviceaccount", "fired")
 				p.must(writeToken(p.t, p.cluster, "fired", filepath.Join(filepath.Dir(p.opt.Kubeconfig), "token")))
 			},
-			message: "The cluster refuses what this needs", logged: []string{"the server has asked for the client to provide credentials"},
+			message: "The cluster refuses what this needs", logged: []string{"Unauthorized"},
 		},
 	}
 }
@@ -418,14 +418,15 @@ func testSlow(t *testing.T, r *rig) {
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.Transport, proxy.FlushInterval = transport, -1
 	var held atomic.Bool
+	over := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if held.Load() && q.Method != http.MethodGet {
-			<-q.Context().Done()
+			<-over
 			return
 		}
 		proxy.ServeHTTP(w, q)
 	}))
-	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
+	t.Cleanup(func() { close(over); server.CloseClientConnections(); server.Close() })
 	r.opt.ImageArchive = ""
 	r.opt.Kubeconfig = r.kubeconfig(server.URL)
 	e := r.open()

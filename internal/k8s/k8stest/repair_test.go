@@ -220,6 +220,8 @@ func testEditsSetBack(t *testing.T, p *plane) {
 		{[]string{"patch", "networkpolicy", "to-public", "--type=merge", "-p", `{"spec": {"egress": [{}]}}`}, "networkpolicy/to-public {.spec.egress[0].to[0].ipBlock.cidr}", "0.0.0.0/0"},
 		{[]string{"delete", "resourcequota", "berth"}, "resourcequota/berth {.spec.hard.pods}", "1"},
 		{[]string{"patch", "resourcequota", "berth", "--type=merge", "-p", `{"spec": {"hard": {"pods": "9"}}}`}, "resourcequota/berth {.spec.hard.pods}", "1"},
+		{[]string{"delete", "rolebinding", "berth-gateway"}, "rolebinding/berth-gateway {.roleRef.kind}", "ClusterRole"},
+		{[]string{"patch", "rolebinding", "berth-gateway", "--type=merge", "-p", `{"subjects": []}`}, "rolebinding/berth-gateway {.subjects[0].name}", "berth-gateway"},
 		{[]string{"delete", "limitrange", "berth"}, "limitrange/berth {.spec.limits[0].type}", "Container"},
 		{[]string{"patch", "service", "container", "--type=merge", "-p", `{"spec": {"selector": {"else": "where"}}}`}, "service/container {.spec.selector.else}", ""},
 		{[]string{"label", "namespace", ref.String(), "pod-security.kubernetes.io/enforce=privileged", "--overwrite"}, "namespace/" + ref.String() + " {.metadata.labels.pod-security\\.kubernetes\\.io/enforce}", "baseline"},
