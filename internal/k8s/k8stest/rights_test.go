@@ -101,7 +101,7 @@ func setOf(lists ...string) map[string]bool {
 func testMissing(t *testing.T, r *rig) {
 	opt := r.opt
 	opt.Kubeconfig = r.accounts.gateway
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	e, err := k8s.Open(ctx, opt)
 	if err == nil {
