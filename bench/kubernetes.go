@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -122,13 +123,16 @@ func (r *clusterRig) startBerth(ctx context.Context, step func(string, ...any), 
 	step("starting berth-api and two gateways")
 	limit := strconv.Itoa(r.o.pods + 10)
 	r.on, err = newInstance(o, append([]string{
-		o.beside("berth-api"), "--keys-per-user", "100", "--link-address", link, "--containers-per-user", limit,
+		o.beside("berth-api"), "--keys-per-user", "100", "--link-address", link, "--containers-per-user", limit, "--requests-per-second", "0",
 	}, on(counted)...)...)
 	if err != nil {
 		return end, err
 	}
 	stops = append(stops, func() error { return errors.Join(r.on.stop(), os.RemoveAll(r.on.dir)) })
 	if _, err := r.on.start(ctx); err != nil {
+		return end, err
+	}
+	if err := r.on.signIn(ctx); err != nil {
 		return end, err
 	}
 	if err := r.on.enrollKey(ctx); err != nil {
@@ -154,6 +158,18 @@ func (r *clusterRig) startBerth(ctx context.Context, step func(string, ...any), 
 		*g.c = contender{label: g.label, args: append(r.toHost(), "-p", started.port)} // the container is added to it
 	}
 	return end, nil
+}
+
+// signIn makes the first account and a token for it, where berth does not by itself: on a cluster nobody is at the keyboard.
+func (i *instance) signIn(ctx context.Context) error {
+	if _, err := i.run(ctx, "user", "add", "bench", "--admin", "--data-dir", i.data); err != nil {
+		return err
+	}
+	token, err := i.run(ctx, "token", "--user", "bench", "--ttl", "24h", "--data-dir", i.data)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(i.data, "token"), []byte(token), 0o600)
 }
 
 // toHost are options for a server whose key is not known.
@@ -190,13 +206,15 @@ func (r *clusterRig) prepare(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
+	// sshd is not the last command: run in place of the shell it would take its parent, PID 1, for a sign that it is a daemon.
 	if _, _, err := r.exec.run(ctx, bytes.NewReader(public), nil, `set -e
 umask 022
 mkdir -p /run/sshd
 mkdir -p -m 0700 /root/.ssh
 cat >/root/.ssh/authorized_keys
 ssh-keygen -A >&2
-/usr/sbin/sshd -p `+sshdPort); err != nil {
+/usr/sbin/sshd -p `+sshdPort+`
+exit 0`); err != nil {
 		return fmt.Errorf("start sshd in the container: %w", err)
 	}
 	pod, err := r.cluster.client.CoreV1().Pods(r.box.namespace()).Get(ctx, r.box.id+"-0", metav1.GetOptions{})

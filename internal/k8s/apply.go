@@ -161,9 +161,7 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 		now.namespace == nil || now.namespace.DeletionTimestamp != nil {
 		return storageMissing() // what runs is left running: it may hold the only copy
 	}
-	e.mu.Lock()
-	u.spec = &s
-	e.mu.Unlock()
+	e.expect(u, nil)
 	if err := e.restore(ctx, u, now); err != nil {
 		return err
 	}
@@ -173,13 +171,22 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 	return e.stop(ctx, u, s, now)
 }
 
+// expect notes what was applied, against which somebody else's changes are seen.
+func (e *Engine) expect(u *unit, s *compute.Spec) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u.spec = s
+}
+
 func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) error {
 	if now.set == nil && now.pod == nil {
+		e.expect(u, &s)
 		return nil
 	}
 	if err := e.apply(ctx, u, e.maker.statefulSet(s)); err != nil {
 		return err
 	}
+	e.expect(u, &s)
 	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
 		if now.pod != nil && now.silent {
 			return false, noAnswer(now.pod)
@@ -196,6 +203,7 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err := e.apply(ctx, u, e.maker.statefulSet(s)); err != nil {
 		return err
 	}
+	e.expect(u, &s)
 	if waits {
 		if err := e.nudge(ctx, now.set); err != nil {
 			return err

@@ -11,13 +11,10 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/httpstream"
@@ -133,30 +130,27 @@ func (x execer) overSPDY(ctx context.Context, to *url.URL, o remotecommand.Strea
 	if err != nil {
 		return err
 	}
-	// No pings: the agent's wire has its own, which go all the way.
-	upgrade, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{TLS: tlsConfig, Proxier: x.config.Proxy})
+	dialer, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{TLS: tlsConfig, Proxier: x.config.Proxy})
 	if err != nil {
 		return err
 	}
-	w := &wires{}
-	defer context.AfterFunc(ctx, w.cut)()
-	upgrade.Dialer = &net.Dialer{Control: w.control}
-	heard := &listener{RoundTripper: upgrade}
-	wrapped, err := rest.HTTPWrappersForConfig(x.config, heard)
+	up := &upgrade{dialer: dialer}
+	defer context.AfterFunc(ctx, up.wires.cut)()
+	wrapped, err := rest.HTTPWrappersForConfig(x.config, up)
 	if err != nil {
 		return err
 	}
-	ex, err := remotecommand.NewSPDYExecutorForTransports(wrapped, upgrade, http.MethodPost, to)
+	ex, err := remotecommand.NewSPDYExecutorForTransports(wrapped, up, http.MethodPost, to)
 	if err != nil {
 		return err
 	}
 	err = ex.StreamWithContext(ctx, o)
-	busy := heard.code == http.StatusTooManyRequests
-	if status := apierrors.APIStatus(nil); err == nil || heard.code == 0 || heard.code == http.StatusSwitchingProtocols ||
+	busy := up.code == http.StatusTooManyRequests
+	if status := apierrors.APIStatus(nil); err == nil || up.code == 0 || up.code == http.StatusSwitchingProtocols ||
 		errors.As(err, &status) && !busy {
 		return err
 	}
-	return &refusedError{busy, heard.after, err}
+	return &refusedError{busy, up.after, err}
 }
 
 func (x execer) overWebSocket(ctx context.Context, to *url.URL, o remotecommand.StreamOptions) error {
@@ -213,32 +207,6 @@ func (w *wires) cut() {
 	}
 }
 
-// control is for a net.Dialer whose connections are out of reach, below TLS and SPDY.
-func (w *wires) control(_, _ string, raw syscall.RawConn) error {
-	w.add(func() {
-		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // it may be closed, or not connected yet
-	})
-	return nil
-}
-
-// listener remembers how an upgrade was answered.
-type listener struct {
-	http.RoundTripper
-	code  int
-	after time.Duration
-}
-
-func (l *listener) RoundTrip(q *http.Request) (*http.Response, error) {
-	resp, err := l.RoundTripper.RoundTrip(q)
-	if err == nil {
-		l.code = resp.StatusCode
-		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 { // the API server gives seconds, not a date
-			l.after = min(time.Duration(n)*time.Second, time.Minute)
-		}
-	}
-	return resp, err
-}
-
 // conn is a stream of pod exec. Deadlines are those of the pipe that it is our end of.
 type conn struct {
 	net.Conn
@@ -288,7 +256,7 @@ type beginning struct {
 
 func (b *beginning) Read(p []byte) (int, error) {
 	b.once.Do(func() { close(b.begun) })
-	return b.r.Read(p)
+	return b.r.Read(p[:min(len(p), spdyChunk)])
 }
 
 const maxComplaint = 1 << 10 // of what a command says on standard error

@@ -20,7 +20,7 @@ type unit struct {
 	busy  bool
 	known sight // as it was told of last, or as a call left it
 
-	spec       *compute.Spec                // what was applied last; nil: nothing yet
+	spec       *compute.Spec                // what was applied last; nil: nothing yet, or not all of it
 	bent       map[string][sha256.Size]byte // what the API server made of an object, where it is not as applied
 	restraints map[string]*restraint        // by object, of those that somebody else changed
 }

@@ -201,7 +201,7 @@ func faults() []fault {
 				p.cluster.Do(p.t, "create", "serviceaccount", "fired")
 				p.must(writeToken(p.t, p.cluster, "fired", filepath.Join(filepath.Dir(p.opt.Kubeconfig), "token")))
 			},
-			message: "The cluster refuses what this needs", logged: []string{"Unauthorized"},
+			message: "The cluster refuses what this needs", logged: []string{"the server has asked for the client to provide credentials"},
 		},
 	}
 }
