@@ -30,6 +30,7 @@ func TestRights(t *testing.T) {
 		{"admission", testAdmission},
 		{"probe", testProbe},
 		{"doctor", testDoctor},
+		{"isolation suite", testSuite},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
