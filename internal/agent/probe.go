@@ -165,14 +165,26 @@ func probeProcesses(most string) (Probed, error) {
 		}
 	}()
 	for len(started) < n {
-		pid, err := syscall.ForkExec("/proc/self/exe", []string{"agent", "--version"}, &syscall.ProcAttr{})
-		if errors.Is(err, unix.EAGAIN) {
+		pid, errno := forkSpent()
+		if errno == unix.EAGAIN {
 			return Probed{Processes: len(started), Bounded: true}, nil
 		}
-		if err != nil {
-			return Probed{}, fmt.Errorf("start process %d: %w", len(started)+1, err)
+		if errno != 0 {
+			return Probed{}, fmt.Errorf("start process %d: %w", len(started)+1, errno)
 		}
 		started = append(started, pid)
 	}
 	return Probed{Processes: len(started)}, nil
+}
+
+// forkSpent makes a process that ends at once. It runs no Go, whose runtime would not survive a fork, and no program, of which
+// thousands would take a minute.
+func forkSpent() (pid int, _ unix.Errno) {
+	r, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if r == 0 && errno == 0 {
+		for {
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+	}
+	return int(r), errno
 }

@@ -13,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
 	"berth/deploy/devcluster/clustertest"
 	"berth/internal/compute"
 	"berth/internal/k8s"
@@ -57,11 +61,11 @@ func testProbe(t *testing.T, r *rig) {
 		t.Errorf("no warning was given: %s", text)
 	}
 
-	r.firewall("tcp dport { 6443, 10250 } drop")
+	r.firewall("chain in { type filter hook input priority 0; tcp dport { 6443, 10250 } drop; }")
 	if i, err := e.ProbeIsolation(r.ctx()); err != nil || !i.Enforced() {
 		t.Errorf("behind a firewall: %+v, %v", i, err)
 	}
-	r.firewall("ip protocol { tcp, udp } drop")
+	r.firewall("chain in { type filter hook input priority 0; ip protocol { tcp, udp } drop; }")
 	if i, err := e.ProbeIsolation(r.ctx()); err == nil || !strings.Contains(err.Error(), "reaches nothing at all") {
 		t.Errorf("cut off: %+v, %v", i, err)
 	}
@@ -79,17 +83,92 @@ func testProbe(t *testing.T, r *rig) {
 	}
 }
 
-// firewall has the node treat so what pods send to it, and nothing otherwise.
-func (r *rig) firewall(rule string) {
+// firewall has the node treat so what pods send, and nothing otherwise.
+func (r *rig) firewall(chains string) {
 	r.t.Helper()
 	rules := "table bridge berth-test\ndelete table bridge berth-test\n"
-	if rule != "" {
-		rules += "table bridge berth-test { chain in { type filter hook input priority 0; " + rule + "; }; }\n"
+	if chains != "" {
+		rules += "table bridge berth-test {\n" + chains + "\n}\n"
 	}
+	if err := r.nft(rules); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) nft(rules string) error {
 	cmd := exec.Command("nsenter", "--target", fmt.Sprint(r.cluster.Process), "--net", "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		r.t.Fatalf("nft: %v: %s", err, out)
+		return fmt.Errorf("nft: %w: %s", err, out)
+	}
+	return nil
+}
+
+// enforce stands for a network plugin, until the test ends: pods of namespaces with policies may connect to what resolves
+// names, and nobody to them.
+func (r *rig) enforce() {
+	r.t.Helper()
+	r.firewall(`set guarded { type ipv4_addr; }
+		chain in { type filter hook input priority 0; ip saddr @guarded tcp dport != 53 tcp flags & (syn|ack) == syn drop; }
+		chain over { type filter hook forward priority 0; tcp dport 53 accept; tcp flags & (syn|ack) != syn accept; ip saddr @guarded drop; ip daddr @guarded drop; }`)
+	client, err := kubernetes.NewForConfig(configOf(r.t, r.cluster.Kubeconfig))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	pods, err := client.CoreV1().Pods("").Watch(ctx, metav1.ListOptions{LabelSelector: "berth/probe"})
+	if err != nil {
+		cancel()
+		r.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		for event := range pods.ResultChan() {
+			pod, ok := event.Object.(*corev1.Pod)
+			if !ok || pod.Status.PodIP == "" {
+				continue
+			}
+			policies, err := client.NetworkingV1().NetworkPolicies(pod.Namespace).List(ctx, metav1.ListOptions{})
+			if err == nil && len(policies.Items) > 0 {
+				err = r.nft("add element bridge berth-test guarded { " + pod.Status.PodIP + " }\n")
+			}
+			if err != nil && ctx.Err() == nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- nil
+	}()
+	r.t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			r.t.Error(err)
+		}
+		r.firewall("")
+	})
+}
+
+// testSuite has the isolation suite find everything blocked where it is, and say so of nothing that is not there.
+func testSuite(t *testing.T, r *rig) {
+	r.enforce()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	opt := r.opt
+	opt.Kubeconfig = r.cluster.Kubeconfig
+	blocked := 0
+	for _, c := range k8s.Checks(ctx, k8s.Examination{Options: opt, Isolation: true}) {
+		if !strings.HasPrefix(c.Name, "isolation: ") {
+			continue
+		}
+		if c.Problem != nil {
+			t.Errorf("%s: %v", c.Name, c.Problem)
+		}
+		if c.Detail == "blocked" {
+			blocked++
+		}
+	}
+	if blocked != 4 { // the API server, the node, to and from another container
+		t.Errorf("%d ways were found blocked", blocked)
 	}
 }
 

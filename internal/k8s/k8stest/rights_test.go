@@ -30,6 +30,7 @@ func TestRights(t *testing.T) {
 		{"admission", testAdmission},
 		{"probe", testProbe},
 		{"doctor", testDoctor},
+		{"isolation suite", testSuite},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
@@ -101,7 +102,7 @@ func setOf(lists ...string) map[string]bool {
 func testMissing(t *testing.T, r *rig) {
 	opt := r.opt
 	opt.Kubeconfig = r.accounts.gateway
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	e, err := k8s.Open(ctx, opt)
 	if err == nil {
