@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"berth/deploy/devcluster/clustertest"
 )
@@ -75,7 +74,7 @@ func TestDevelopmentCluster(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "alice") {
 			t.Errorf("berth user add: %v\n%s", err, out)
 		}
-		clustertest.Eventually(t, time.Minute, func() error { // the control plane was away just now
+		clustertest.Eventually(t, patience, func() error { // after the control plane's restart
 			if out := r.kubectl("-n", "berth", "exec", "deploy/berth-api", "--", "berth", "gateway", "ls"); strings.Count(out, "connected") != 2 {
 				return fmt.Errorf("berth gateway ls:\n%s", out)
 			}
