@@ -97,9 +97,10 @@ func ofAnother(thing leakcheck.Thing, own os.FileInfo) bool {
 	})
 }
 
-// words tell the cluster's things from others on the machine. Those in the node know its directories by other names.
+// words tell the cluster's things from others on the machine, those of clusters beside it above all. What runs in the node ends
+// with the node's first process, which has the node's name.
 func (c *Cluster) words() []string {
-	words := []string{c.Dir, "/run/cluster/", "/cluster/config", "/programs/"}
+	words := []string{c.Dir}
 	if c.Node != "" {
 		words = append(words, c.Node, strings.Replace(c.Node, "berth-dev-", "bdev", 1))
 	}
