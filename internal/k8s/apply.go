@@ -234,7 +234,10 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 			replaced = p.UID
 			return false, e.deletePod(ctx, s.Ref, p)
 		}
-		if now.phase == compute.PhaseRunning && now.pod.UID != replaced {
+		if now.pod != nil && now.pod.UID == replaced {
+			return false, nil // what is wrong with it is no matter any more
+		}
+		if now.phase == compute.PhaseRunning {
 			return true, nil
 		}
 		if err, soon := now.trouble(); err != nil && (late || !soon) {

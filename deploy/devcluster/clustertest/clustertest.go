@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,18 +70,31 @@ func Start(t testing.TB) *Cluster {
 	return c
 }
 
-// ofAnother says whether a process has ended, or is in the node of another cluster than the one with the directory own: in every node its
-// cluster's directory has the same name.
+// ofAnother says whether a thing has gone since, or is of the node of another cluster than the one with the directory own: in
+// every node its cluster's directory has the same name.
 func ofAnother(thing leakcheck.Thing, own os.FileInfo) bool {
-	pid, _, _ := strings.Cut(thing.Name, " ")
-	if thing.Kind != leakcheck.Process {
+	var processes []string // that are it, or are in it
+	switch thing.Kind {
+	case leakcheck.Process:
+		pid, _, _ := strings.Cut(thing.Name, " ")
+		processes = []string{filepath.Join("/proc", pid)}
+	case leakcheck.NetNS:
+		links, _ := filepath.Glob("/proc/[0-9]*/ns/net") // the pattern is sound
+		for _, link := range links {
+			if to, err := os.Readlink(link); err == nil && to == thing.Name {
+				processes = append(processes, filepath.Dir(filepath.Dir(link)))
+			}
+		}
+	default:
 		return false
 	}
-	if _, err := os.Stat(filepath.Join("/proc", pid)); errors.Is(err, fs.ErrNotExist) {
-		return true // it has ended since
-	}
-	dir, err := os.Stat(filepath.Join("/proc", pid, "root/cluster"))
-	return err == nil && !os.SameFile(dir, own)
+	return !slices.ContainsFunc(processes, func(process string) bool {
+		if _, err := os.Stat(process); errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+		dir, err := os.Stat(filepath.Join(process, "root/cluster"))
+		return err != nil || os.SameFile(dir, own)
+	})
 }
 
 // words tell the cluster's things from others on the machine, those of clusters beside it above all. What runs in the node ends
