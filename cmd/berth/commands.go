@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -161,10 +162,17 @@ func printUsers(cmd *cobra.Command, users ...app.User) error {
 }
 
 func doctorCommand() *cobra.Command {
+	var isolation bool
 	cmd := &cobra.Command{
-		Use: "doctor", Short: "Check that this machine can run Berth, and say what to do where it cannot", Args: cobra.NoArgs,
+		Use: "doctor", Short: "Check that this machine or cluster can run Berth, and say what to do where it cannot", Args: cobra.NoArgs,
+		Long: `Check that this machine, or with --engine kubernetes the cluster, can run Berth, and say what to do where it cannot. On a machine
+it changes nothing. On a cluster it looks with the rights of --kubeconfig, and runs a pod of the agent's image for some moments.`,
+		Example: "  berth doctor\n  berth doctor --engine kubernetes --kubeconfig ~/.kube/config --image … --agent … --isolation",
 		RunE: withConfig(func(cmd *cobra.Command, c config.Config, _ []string) error {
-			checks := app.Doctor(cmd.Context(), c)
+			if isolation && !c.OnKubernetes() {
+				return errors.New("--isolation is about a cluster's network; add --engine kubernetes")
+			}
+			checks := app.Doctor(cmd.Context(), c, isolation)
 			if err := printChecks(cmd, checks); err != nil {
 				return err
 			}
@@ -176,6 +184,7 @@ func doctorCommand() *cobra.Command {
 			return nil
 		}),
 	}
+	cmd.Flags().BoolVar(&isolation, "isolation", false, "on a cluster: try every way out of a container, from two pods, which takes a minute")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
 }

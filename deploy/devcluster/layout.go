@@ -64,7 +64,7 @@ func (l layout) containerd() string { return filepath.Join(l.Run, "containerd.so
 
 // stored are the directories and files that a cluster makes in its own, and all that down --delete removes.
 var stored = []string{
-	"config", "containerd", "etcd", "kubelet", "log", "pki", "registry", "var", "tmp", "opt", "kubeconfig", "ready.json", "network.json",
+	"config", "containerd", "etcd", "kubelet", "log", "pki", "registry", "var", "tmp", "opt", "volumes", "kubeconfig", "ready.json", "network.json",
 }
 
 // prepare makes the directories, or refuses one that holds something else.

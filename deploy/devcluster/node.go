@@ -98,7 +98,9 @@ func (n *node) start(ctx context.Context, say func(string)) (stop func(), err er
 	if err != nil {
 		return stop, err
 	}
+	endVolumes := func() {}
 	stop = func() {
+		endVolumes()
 		closeControl()
 		end("kubelet", "proxy", "scheduler", "controller-manager", "apiserver")
 		end("etcd", "containerd", "registry") // the API server would wait for an etcd that is gone
@@ -107,6 +109,9 @@ func (n *node) start(ctx context.Context, say func(string)) (stop func(), err er
 		return stop, err
 	}
 	if err := n.load(ctx, nodeDir+"/config/pause.tar"); err != nil {
+		return stop, err
+	}
+	if err := mountVolumes(ctx); err != nil { // before the kubelet has pods want them
 		return stop, err
 	}
 	if err := n.together(ctx, say, "apiserver"); err != nil {
@@ -128,6 +133,7 @@ func (n *node) start(ctx context.Context, say func(string)) (stop func(), err er
 		return stop, fmt.Errorf("the cluster's names are not served: %w; see kubectl -n kube-system describe pod", err)
 	}
 	say("names are served")
+	endVolumes = n.startVolumes(ctx)
 	return stop, nil
 }
 

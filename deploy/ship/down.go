@@ -34,7 +34,7 @@ func down(ctx context.Context, o options, say func(string, ...any), stdin *os.Fi
 	if err != nil {
 		return err
 	}
-	containers, err := c.containers(ctx, o.remove)
+	containers, probes, err := c.tenants(ctx, o.remove)
 	if err != nil {
 		return err
 	}
@@ -53,8 +53,8 @@ func down(ctx context.Context, o options, say func(string, ...any), stdin *os.Fi
 		return err
 	}
 	say("the programs have ended")
-	if o.remove && len(containers) > 0 {
-		if _, err := c.do(ctx, "", append([]string{"delete", "namespaces", "--ignore-not-found"}, containers...)...); err != nil {
+	if gone := append(containers, probes...); o.remove && len(gone) > 0 {
+		if _, err := c.do(ctx, "", append([]string{"delete", "namespaces", "--ignore-not-found"}, gone...)...); err != nil {
 			return err
 		}
 		say("containers are removed: %d", len(containers))
@@ -78,8 +78,9 @@ func down(ctx context.Context, o options, say func(string, ...any), stdin *os.Fi
 	return errors.Join(errs...)
 }
 
-// containers are the namespaces of containers; to be removed, they must be of one installation.
-func (c *cluster) containers(ctx context.Context, remove bool) ([]string, error) {
+// tenants are the namespaces that the control plane has made: containers', and what a probe of the network has left. To be removed,
+// containers must be of one installation.
+func (c *cluster) tenants(ctx context.Context, remove bool) (containers, probes []string, err error) {
 	var list struct {
 		Items []struct {
 			Metadata struct {
@@ -88,19 +89,24 @@ func (c *cluster) containers(ctx context.Context, remove bool) ([]string, error)
 			}
 		}
 	}
-	if err := c.get(ctx, &list, "namespaces", "--selector", "app.kubernetes.io/managed-by=berth,berth/installation"); err != nil {
-		return nil, err
+	if err := c.get(ctx, &list, "namespaces", "--selector", "app.kubernetes.io/managed-by=berth"); err != nil {
+		return nil, nil, err
 	}
-	var names, installations []string
+	var installations []string
 	for _, ns := range list.Items {
-		names, installations = append(names, ns.Metadata.Name), append(installations, ns.Metadata.Labels["berth/installation"])
+		if ns.Metadata.Labels["berth/container"] == "" {
+			probes = append(probes, ns.Metadata.Name)
+			continue
+		}
+		containers = append(containers, ns.Metadata.Name)
+		installations = append(installations, ns.Metadata.Labels["berth/installation"])
 	}
 	slices.Sort(installations)
 	if installations = slices.Compact(installations); remove && len(installations) > 1 {
-		return nil, fmt.Errorf("this cluster has containers of %d installations (label berth/installation: %s), of which at most one is this one. "+
+		return nil, nil, fmt.Errorf("this cluster has containers of %d installations (label berth/installation: %s), of which at most one is this one. "+
 			"Remove the others' namespaces first, if nobody needs them", len(installations), strings.Join(installations, ", "))
 	}
-	return names, nil
+	return containers, probes, nil
 }
 
 // object is a manifest, and what kind it is.

@@ -15,9 +15,6 @@ import (
 	"berth/internal/app"
 )
 
-// rolloutTimeout bounds the wait for the programs to serve: pulling images, and each gateway's end in turn.
-const rolloutTimeout = "10m"
-
 // up brings Berth to the cluster.
 func up(ctx context.Context, o options, say func(string, ...any), out io.Writer) error {
 	began := time.Now()
@@ -149,36 +146,6 @@ images:
   - BERTH_ARCHITECTURE=%s
 `, o.zone, images[pack.Base].Ref, images[pack.Agent].Ref, architecture)
 	return dir, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text.String()), 0o644)
-}
-
-// rollOut waits until the programs serve, the control plane first: gateways wait for what it gives them.
-func (c *cluster) rollOut(ctx context.Context, say func(string, ...any)) error {
-	for _, what := range []string{"deployment/berth-api", "statefulset/berth-gateway"} {
-		err := c.follow(ctx, say, "--namespace", namespace, "rollout", "status", what, "--timeout", rolloutTimeout)
-		if err != nil {
-			return fmt.Errorf("%w\n%s", err, c.trouble(context.WithoutCancel(ctx)))
-		}
-	}
-	return nil
-}
-
-// trouble is what kubectl knows of pods that do not become ready.
-func (c *cluster) trouble(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	var text strings.Builder
-	for _, args := range [][]string{
-		{"get", "pods", "-o", "wide"},
-		{"get", "events", "--field-selector", "type=Warning", "--sort-by", ".lastTimestamp"},
-		{"logs", "--tail=20", "--prefix", "--selector", "app.kubernetes.io/part-of=berth", "--ignore-errors"},
-	} {
-		out, err := c.do(ctx, "", append([]string{"--namespace", namespace}, args...)...)
-		if err != nil {
-			out += err.Error() + "\n"
-		}
-		text.WriteString(out)
-	}
-	return text.String()
 }
 
 // dropOldSettings removes the settings of earlier deployments, which kustomize names by their content.

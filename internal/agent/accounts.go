@@ -44,7 +44,7 @@ func findAccount(passwd, group, name string) (account, error) {
 	if name == "" {
 		name = "root"
 	}
-	a, err := readPasswd(passwd, name)
+	a, err := readPasswd(passwd, func(a account) bool { return a.name == name })
 	if err != nil && name == "root" {
 		a, err = account{name: "root", home: "/root"}, nil
 	}
@@ -58,11 +58,53 @@ func findAccount(passwd, group, name string) (account, error) {
 	return a, err
 }
 
-func readPasswd(path, name string) (account, error) {
+// imageAccount is whom an image's configuration names: NAME or UID, with :GROUP or :GID, as the OCI image specification has it.
+// A number needs no line in the account files. Nothing named is root.
+func imageAccount(passwd, group, user string) (account, error) {
+	if user == "" {
+		return findAccount(passwd, group, "root")
+	}
+	name, groupName, withGroup := strings.Cut(user, ":")
+	a, err := findAccount(passwd, group, name)
+	if uid, ok := parseID(name); ok {
+		a, err = readPasswd(passwd, func(a account) bool { return a.uid == uid })
+		if err == nil {
+			a.groups, err = readGroups(group, a)
+		} else if errors.Is(err, errNoAccount) {
+			a, err = account{uid: uid, home: "/"}, nil
+		}
+	}
+	if err != nil {
+		return account{}, fmt.Errorf("the image's user %q: %w", user, err)
+	}
+	if !withGroup {
+		return a, nil
+	}
+	gid, ok := parseID(groupName)
+	if !ok {
+		err := eachLine(group, func(line string) bool {
+			f := strings.Split(line, ":")
+			if len(f) == 4 && f[0] == groupName {
+				gid, ok = parseID(f[2])
+			}
+			return !ok
+		})
+		if err != nil {
+			return account{}, err
+		}
+	}
+	if !ok {
+		return account{}, fmt.Errorf("the image's user %q: there is no such group in the container", user)
+	}
+	a.gid = gid
+	return a, nil
+}
+
+func readPasswd(path string, is func(account) bool) (account, error) {
 	var found account
 	err := eachLine(path, func(line string) bool {
 		a, ok := parsePasswd(line)
-		if ok && a.name == name {
+		if ok && is(a) {
 			found = a
 			return false
 		}

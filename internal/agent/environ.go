@@ -81,6 +81,15 @@ func loginEnviron(image []string, a account, remote, local, tty, term string, cl
 	return e
 }
 
+// imageEnviron is the environment of the image's command: what the image says. A runtime adds root's home where that names none.
+func imageEnviron(image []string, as account) environ {
+	e := environ(slices.Clone(image))
+	if home := e.value("HOME"); as.uid != 0 && (home == "" || home == "/root") {
+		e.set("HOME", as.home)
+	}
+	return e
+}
+
 func (e environ) value(name string) string {
 	for _, s := range e {
 		if v, ok := strings.CutPrefix(s, name+"="); ok {

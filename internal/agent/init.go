@@ -29,6 +29,9 @@ const (
 // Init is the container's first process: it serves on the socket, runs the image's command if there is one, reaps, and
 // ends all processes in order when told to stop.
 func Init(o Options, socket string, argv []string) error {
+	if err := prepared(o.Prepared); err != nil {
+		return err
+	}
 	o.Init = os.Getpid() == 1
 	s := NewServer(o)
 	defer settle()()

@@ -202,7 +202,11 @@ func (s *Server) RunImage(argv []string) {
 }
 
 func (s *Server) startImage(argv []string) error {
-	env := environ(s.environ)
+	as, err := imageAccount(s.passwd, s.group, s.user)
+	if err != nil {
+		return err
+	}
+	env := imageEnviron(s.environ, as)
 	path, err := lookPath(argv[0], env.value("PATH"))
 	if err != nil {
 		return err
@@ -220,11 +224,14 @@ func (s *Server) startImage(argv []string) error {
 	if err != nil {
 		dir = "/"
 	}
-	root, err := findAccount(s.passwd, s.group, "root")
+	// Its user may open what /dev/stdout leads to, as many images' programs do.
+	if os.Geteuid() == 0 {
+		err = w.Chown(int(as.uid), -1)
+	}
 	var run *process
 	if err == nil {
 		run, err = s.procs.start(command{
-			path: path, argv: argv, env: s.environ, dir: dir, as: root,
+			path: path, argv: argv, env: env, dir: dir, as: as,
 			files: []uintptr{null.Fd(), w.Fd(), w.Fd()},
 		})
 	}

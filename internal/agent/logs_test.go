@@ -110,6 +110,21 @@ func TestMachineLogs(t *testing.T) {
 	}
 }
 
+// The image's command is its user's, with her home, groups and working directory, and may open its own output.
+func TestMachineImageUser(t *testing.T) {
+	conn := boot(t, false, "--user", "alice:65534", "--", "sh", "-c", "id -u; id -g; echo $HOME $IMAGE; pwd; echo out >/proc/self/fd/1; echo err >/proc/self/fd/2").dial()
+	if got, want := openLog(t, conn, whole).rest(), "berth: started sh\n4242\n65534\n/home/alice yes\n/\nout\nerr\nberth: sh exited with status 0\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if out, how := run(t, conn, "root", "id -u"); out != "0\n" || how != "exit 0" {
+		t.Errorf("a session is %q, %q", out, how)
+	}
+	conn = boot(t, false, "--user", "mallory", "--", "true").dial()
+	if got := openLog(t, conn, whole).rest(); !strings.Contains(got, `not started: the image's user "mallory": there is no such user`) {
+		t.Errorf("%q", got)
+	}
+}
+
 // fifo makes one in the machine that a command of root's reads, and returns how to let that go on.
 func (m *machine) fifo(name string) (proceed func()) {
 	m.t.Helper()

@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -148,5 +149,45 @@ func TestAccountsInDamagedFiles(t *testing.T) {
 	}
 	if a, err := findAccount(passwd, dir, "alice"); err == nil {
 		t.Errorf("alice without her groups is %+v", a)
+	}
+}
+
+// An image names its user as the OCI image specification allows.
+func TestImageAccount(t *testing.T) {
+	dir := t.TempDir()
+	passwd, group := filepath.Join(dir, "passwd"), filepath.Join(dir, "group")
+	for file, text := range map[string]string{
+		passwd: "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:\n7:x:70:71::/seventy:\n",
+		group:  "root:x:0:\napp:x:1001:\ncrew:x:4300:app\nstaff:x:50:\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for user, want := range map[string]account{
+		"":          {name: "root", home: "/root", groups: []uint32{0}, shell: "/bin/sh"},
+		"app":       {name: "app", uid: 1000, gid: 1001, home: "/home/app", groups: []uint32{1001, 4300}},
+		"1000":      {name: "app", uid: 1000, gid: 1001, home: "/home/app", groups: []uint32{1001, 4300}},
+		"app:staff": {name: "app", uid: 1000, gid: 50, home: "/home/app", groups: []uint32{1001, 4300}},
+		"app:9":     {name: "app", uid: 1000, gid: 9, home: "/home/app", groups: []uint32{1001, 4300}},
+		"2000":      {uid: 2000, home: "/"},
+		"2000:3000": {uid: 2000, gid: 3000, home: "/"},
+		"7":         {uid: 7, home: "/"}, // a number, whoever is called so
+	} {
+		if got, err := imageAccount(passwd, group, user); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is %+v, %v; want %+v", user, got, err, want)
+		}
+	}
+	for _, user := range []string{"absent", "app:absent", ":", "app:", "-1"} {
+		if got, err := imageAccount(passwd, group, user); err == nil {
+			t.Errorf("%q is %+v", user, got)
+		}
+	}
+	e := imageEnviron([]string{"HOME=/root", "A=b"}, account{uid: 1000, home: "/home/app"})
+	if e.value("HOME") != "/home/app" || e.value("A") != "b" {
+		t.Errorf("its environment is %q", e)
+	}
+	if e := imageEnviron([]string{"HOME=/srv"}, account{uid: 1000, home: "/home/app"}); e.value("HOME") != "/srv" {
+		t.Errorf("the image's own home is lost: %q", e)
 	}
 }

@@ -13,22 +13,23 @@ import (
 )
 
 // Where directories of mount paths lie on a volume. A container sees only what is in its own, so the tenant can neither
-// read nor fake that one is there, which says that it was seeded.
+// read nor fake a mark.
 const (
 	seedMounts = "mounts"
-	seedDir    = "seed" // one that is being seeded
+	seedMarks  = "seeded" // an empty file for each that was seeded
+	seedDir    = "seed"   // one that is being seeded
 )
 
 // Seed makes the directories of mount paths on a volume, each once, from what the image has there. It runs in a container of
 // the same image that no tenant has entered, so that the root it reads is the image's own. Each mount is NAME:PATH, NAME
-// being the directory on the volume.
+// being the directory on the volume. An empty one without a mark is a kubelet's, made for a container that let nobody in.
 func Seed(volume string, mounts []string) error {
 	var root, at unix.Stat_t
 	if err := unix.Stat("/", &root); err != nil {
 		return err
 	}
-	dir := filepath.Join(volume, seedMounts)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	dir, marks := filepath.Join(volume, seedMounts), filepath.Join(volume, seedMarks)
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.MkdirAll(marks, 0o700)); err != nil {
 		return err
 	}
 	for _, m := range mounts {
@@ -36,11 +37,10 @@ func Seed(volume string, mounts []string) error {
 		if !ok || !filepath.IsLocal(name) || filepath.Base(name) != name || !filepath.IsAbs(path) {
 			return fmt.Errorf("%q is not NAME:PATH", m)
 		}
-		dst := filepath.Join(dir, name)
-		if _, err := os.Lstat(dst); !errors.Is(err, fs.ErrNotExist) {
-			if err != nil {
-				return err
-			}
+		dst, mark := filepath.Join(dir, name), filepath.Join(marks, name)
+		if done, err := seeded(dst, mark); err != nil {
+			return err
+		} else if done {
 			continue
 		}
 		tmp := filepath.Join(volume, seedDir)
@@ -66,15 +66,31 @@ func Seed(volume string, mounts []string) error {
 		if err != nil {
 			return fmt.Errorf("seed mount path %s: %w", path, err)
 		}
-		if err := settleSeed(volume, tmp, dst); err != nil {
+		if err := settleSeed(volume, tmp, dst, mark); err != nil {
 			return fmt.Errorf("seed mount path %s: %w", path, err)
 		}
 	}
 	return nil
 }
 
-// settleSeed gives a directory its name once it is on disk.
-func settleSeed(volume, tmp, dst string) error {
+// seeded says whether a mount path's directory is the tenant's already. One with something in it is never touched, marked or not.
+func seeded(dst, mark string) (bool, error) {
+	if _, err := os.Lstat(mark); !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	list, err := os.ReadDir(dst)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil || len(list) == 0:
+		return false, err
+	}
+	return true, os.WriteFile(mark, nil, 0o600)
+}
+
+// settleSeed gives a directory its name once it is on disk, and then the mark. A journal keeps these two in order; what has no
+// mark and is empty is seeded again.
+func settleSeed(volume, tmp, dst, mark string) error {
 	d, err := os.Open(volume)
 	if err != nil {
 		return err
@@ -83,7 +99,10 @@ func settleSeed(volume, tmp, dst string) error {
 	if err := unix.Syncfs(int(d.Fd())); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, dst); err != nil {
+	if err := unix.Rename(tmp, dst); err != nil { // also over a directory that is empty
+		return err
+	}
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
 		return err
 	}
 	return unix.Syncfs(int(d.Fd()))

@@ -91,6 +91,26 @@ func TestSeedOnce(t *testing.T) {
 	}
 }
 
+// A kubelet makes the directory of a mount path that is not seeded yet; with something in it, it is a tenant's.
+func TestSeedOverAnEmptyDirectory(t *testing.T) {
+	image, volume := beneathRoot(t), t.TempDir()
+	must(t,
+		os.WriteFile(image+"/f", []byte("image"), 0o644),
+		os.MkdirAll(volume+"/mounts/empty", 0o755), os.MkdirAll(volume+"/mounts/used", 0o755),
+		os.WriteFile(volume+"/mounts/used/mine", nil, 0o644),
+	)
+	for range 2 {
+		must(t, agent.Seed(volume, []string{"empty:" + image, "used:" + image}))
+		if _, err := os.Stat(volume + "/mounts/empty/f"); err != nil {
+			t.Error(err)
+		}
+	}
+	must(t, os.Remove(volume+"/mounts/used/mine"), agent.Seed(volume, []string{"used:" + image}))
+	if list, err := os.ReadDir(volume + "/mounts/used"); err != nil || len(list) != 0 {
+		t.Errorf("seeded over what a tenant had: %v, %v", list, err)
+	}
+}
+
 func TestSeedRefuses(t *testing.T) {
 	image, volume := beneathRoot(t), t.TempDir()
 	must(t, os.WriteFile(image+"/f", nil, 0o644), os.Symlink("/proc", image+"/p"))

@@ -36,6 +36,11 @@ type Options struct {
 	Log       *slog.Logger
 	// Init is set in PID 1, which waits for all processes of the container.
 	Init bool
+	// User is whom the image's command runs as, as an image's configuration says it: NAME or UID, with :GROUP or :GID. Empty
+	// means root.
+	User string
+	// Prepared is a file that must be there before Init lets anybody in; empty: none.
+	Prepared string
 	// Passwd and Group are the account files; empty means those in /etc.
 	Passwd, Group string
 	// Listen opens the container's address for paired gateways; nil: all of its addresses, on the port for that.
@@ -49,6 +54,7 @@ type Server struct {
 	log           *slog.Logger
 	procs         *processes
 	passwd, group string
+	user          string // of the image
 	budget        *agentproto.Budget
 	logs          logbook
 	poller        poller
@@ -77,7 +83,7 @@ const (
 func NewServer(o Options) *Server {
 	s := &Server{
 		environ: o.Environ, acceptEnv: o.AcceptEnv, log: o.Log, procs: newProcesses(o.Init),
-		passwd: o.Passwd, group: o.Group,
+		passwd: o.Passwd, group: o.Group, user: o.User,
 		budget: agentproto.NewBudget(maxInput),
 	}
 	if s.acceptEnv == nil {

@@ -82,6 +82,7 @@ type berth struct {
 	audit     auditing
 	replica   *replica // nil where this is the only control plane
 	dialer    session.Dialer
+	cluster   *k8s.Engine // nil on a machine
 	control   *control.Service
 	sessions  *session.Multiplexer
 	hostKeys  []ssh.Signer
@@ -221,6 +222,7 @@ func (b *berth) openAPI(l net.Listener) {
 	}
 	api := httpapi.New(c)
 	b.watchFeed(api)
+	b.followAddresses(api)
 	b.edges = append(b.edges, edge{func() error { return api.Serve(l) }, api.Shutdown})
 }
 

@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"berth/internal/auth"
 	"berth/internal/config"
+	"berth/internal/httpapi"
 	"berth/internal/k8s"
 	"berth/internal/link"
 	"berth/internal/sshproxy"
@@ -28,6 +30,8 @@ func (b *berth) openCluster(ctx context.Context, installation string, p *progres
 	if err != nil {
 		return err
 	}
+	b.watchIsolation(e)
+	b.cluster = e
 	if b.cfg.Database == "" {
 		b.ownEngine(e)
 		return nil
@@ -48,13 +52,46 @@ func (b *berth) openCluster(ctx context.Context, installation string, p *progres
 	return b.share("kubernetes "+place, rest, drive, func() error { return nil })
 }
 
+// followAddresses has the API know where containers are reached that have an address of their own.
+func (b *berth) followAddresses(api *httpapi.Server) {
+	if b.cluster == nil {
+		return
+	}
+	b.tasks = append(b.tasks, func(ctx context.Context) error {
+		if err := b.cluster.ExternalIPs(ctx, api.SetExternalIP); ctx.Err() == nil {
+			return fmt.Errorf("follow the containers' addresses: %w", err)
+		}
+		return nil
+	})
+}
+
+// watchIsolation learns once whether the cluster keeps containers to their network policies.
+func (b *berth) watchIsolation(e *k8s.Engine) {
+	enforced := new(atomic.Int32)
+	enforced.Store(-1)
+	b.metrics.Gauge("berth_network_policies_enforced", func() float64 { return float64(enforced.Load()) })
+	b.tasks = append(b.tasks, func(ctx context.Context) error {
+		e.WatchIsolation(ctx, func(i k8s.Isolation) {
+			enforced.Store(0)
+			if i.Enforced() {
+				enforced.Store(1)
+			}
+		})
+		return nil
+	})
+}
+
 // clusterOptions are the Kubernetes engine's, from the settings.
 func clusterOptions(c config.Config) (k8s.Options, error) {
 	o := k8s.Options{
 		Kubeconfig: c.Kubeconfig, Image: c.Image, AgentImage: c.Agent, PullPolicy: corev1.PullPolicy(c.PullPolicy), AcceptEnv: c.AcceptEnv,
-		StorageClass: c.StorageClass, GatewayNamespace: ownNamespace(c), PriorityClass: c.PriorityClass,
-		RuntimeClass: c.RuntimeClass, UserNamespaces: c.UserNamespaces, Addresses: c.AgentTransport == config.TransportPod,
+		StorageClass: c.StorageClass, GatewayNamespace: ownNamespace(c), GatewayLabels: gatewayLabels(), PriorityClass: c.PriorityClass,
+		RuntimeClass: c.RuntimeClass, UserNamespaces: c.UserNamespaces, Spread: c.Spread, PullSecrets: c.PullSecrets,
+		Addresses:    c.AgentTransport == config.TransportPod,
 		NodeSelector: k8s.ParseLabels(c.NodeSelector), Tolerations: k8s.ParseTolerations(c.Tolerations),
+	}
+	if c.LoadBalancers {
+		o.LoadBalancers = &k8s.LoadBalancers{Class: c.LoadBalancerClass}
 	}
 	if c.Resolver != "" {
 		a, err := netip.ParseAddr(c.Resolver)
@@ -71,6 +108,11 @@ func clusterOptions(c config.Config) (k8s.Options, error) {
 		o.Blocked = append(o.Blocked, p)
 	}
 	return o, nil
+}
+
+// gatewayLabels are those of the gateways' pods, in deploy/kubernetes.
+func gatewayLabels() map[string]string {
+	return map[string]string{"app.kubernetes.io/name": "berth-gateway"}
 }
 
 // ownNamespace is that of berth-api and berth-gateway.

@@ -127,7 +127,7 @@ func TestBeginEpoch(t *testing.T) {
 func TestDoctorLooksAtTheDatabase(t *testing.T) {
 	s := newSite(t)
 	find := func() Check {
-		for _, c := range Doctor(t.Context(), s.cfg) {
+		for _, c := range Doctor(t.Context(), s.cfg, false) {
 			if c.Name == "database" {
 				return c
 			}

@@ -6,19 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"berth/internal/audit"
-	"berth/internal/compute"
 	"berth/internal/config"
 	"berth/internal/containerd"
 	"berth/internal/link"
-	"berth/internal/store"
 )
 
 // downTimeout bounds the end of a running berth and of its containers.
@@ -113,54 +109,4 @@ func removeData(dir string) error {
 	}
 	_ = os.Remove(dir) // unless something else is in it
 	return errors.Join(errs...)
-}
-
-// Check is one line of the doctor.
-type Check struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Needed bool   `json:"needed"` // berth does not start without it
-	Detail string `json:"detail,omitempty"`
-}
-
-// Doctor looks for all that this machine must have for Berth, and changes nothing.
-func Doctor(ctx context.Context, c config.Config) []Check {
-	options, err := engineOptions(c)
-	checks := []Check{{
-		Name: "machine", OK: runtime.GOOS == "linux", Needed: true, Detail: runtime.GOOS + "/" + runtime.GOARCH,
-	}, {
-		Name: "files", OK: err == nil, Needed: true, Detail: "base image and agent",
-	}}
-	if err != nil {
-		checks[1].Detail = err.Error()
-	}
-	checks = append(checks, checkAddresses(c))
-	if c.Database != "" {
-		check := Check{Name: "database", OK: true, Needed: true}
-		if err := store.Check(ctx, c.Database); err != nil {
-			check.OK, check.Detail = false, compute.UserMessage(err)
-		}
-		checks = append(checks, check)
-	}
-	options.Log = slog.New(slog.DiscardHandler)
-	for _, k := range containerd.Checks(ctx, options) {
-		check := Check{Name: k.Name, OK: k.Problem == nil, Needed: k.Fatal}
-		if k.Problem != nil {
-			check.Detail = k.Problem.Error()
-		}
-		checks = append(checks, check)
-	}
-	return checks
-}
-
-// checkAddresses says which of the addresses to serve at are taken, unless it is by the Berth of this data directory.
-func checkAddresses(c config.Config) Check {
-	check := Check{Name: "addresses", OK: true, Needed: true}
-	if served(c.DataDir) {
-		return check
-	}
-	if err := takenAddresses(c); err != nil {
-		check.OK, check.Detail = false, err.Error()
-	}
-	return check
 }

@@ -63,6 +63,10 @@ type Config struct {
 	RuntimeClass        string   `koanf:"runtime-class" help:"RuntimeClass of the containers' pods, such as a sandbox's"`
 	UserNamespaces      bool     `koanf:"user-namespaces" help:"run the containers' pods in user namespaces (hostUsers: false); nodes must be able to"`
 	PullPolicy          string   `koanf:"pull-policy" help:"when nodes pull images: Always, IfNotPresent or Never; empty: as Kubernetes does"`
+	PullSecrets         []string `koanf:"pull-secrets" help:"Secrets in berth's namespace with credentials for the registries of image and agent, as docker login makes them"`
+	Spread              bool     `koanf:"spread" help:"spread containers over nodes where there is a choice, in place of filling one first"`
+	LoadBalancers       bool     `koanf:"load-balancers" help:"ask the cluster for an address of its own for each container, at which the gateways answer"`
+	LoadBalancerClass   string   `koanf:"load-balancer-class" help:"class of those load balancers; empty: the cluster's default"`
 	AgentTransport      string   `koanf:"agent-transport" help:"how containers' agents are reached: exec, by way of the API server, or pod, at their pods' addresses where those can be reached"`
 	Resolver            string   `koanf:"resolver" help:"resolver of the containers' names, an address; empty: the cluster's"`
 	Blocked             []string `koanf:"blocked" help:"networks that containers may not reach, beside private ones, such as 198.51.100.0/24"`

@@ -80,6 +80,8 @@ func TestBadSettings(t *testing.T) {
 		"--tolerations==x":                   "with :EFFECT",
 		"--tolerations=tenants=yes:Sometime": "NoExecute",
 		"--pull-policy=Sometimes":            "IfNotPresent",
+		"--pull-secrets=a/b":                 "no name",
+		"--load-balancer-class=a b":          "not a class",
 		"--agent-transport=http":             "exec or pod",
 		"--architecture=riscv64":             "arm64",
 		"--resolver=kube-dns":                "no address",

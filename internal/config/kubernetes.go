@@ -45,6 +45,14 @@ func (c Config) checkKubernetes(bad func(setting, format string, args ...any)) {
 			bad(setting, "%q is no name of an object in Kubernetes", name)
 		}
 	}
+	for _, name := range c.PullSecrets {
+		if !kubernetesName.MatchString(name) {
+			bad("pull-secrets", "%q is no name of an object in Kubernetes", name)
+		}
+	}
+	if class := c.LoadBalancerClass; class != "" && !kubernetesKey.MatchString(class) {
+		bad("load-balancer-class", "%q is not a class, such as example.com/internal", class)
+	}
 	for _, name := range c.GatewayNames {
 		if err := compute.ValidateGatewayName(name); err != nil {
 			bad("gateway-names", "%s", compute.UserMessage(err))

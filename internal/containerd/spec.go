@@ -45,6 +45,9 @@ func (e *Engine) ociSpec(ctx context.Context, s compute.Spec, t tree, resolved [
 	if len(e.opt.AcceptEnv) > 0 {
 		args = append(args, "--accept-env", strings.Join(e.opt.AcceptEnv, ","))
 	}
+	if conf.User != "" {
+		args = append(args, "--user", conf.User)
+	}
 	if command := slices.Concat(conf.Entrypoint, conf.Cmd); len(command) > 0 {
 		args = append(append(args, "--"), command...)
 	}

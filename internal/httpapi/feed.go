@@ -2,10 +2,12 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime/debug"
 	"sync"
@@ -72,8 +74,9 @@ type feed struct {
 
 	// Of the goroutine that follows the events alone.
 	ledger  ledger
-	behind  bool // out was full: the list is due once all of it is sent
-	sending bool // there is a sender
+	told    map[compute.ContainerID]string // the address that was told last, where it is not the gateway's
+	behind  bool                           // out was full: the list is due once all of it is sent
+	sending bool                           // there is a sender
 	send    func()
 }
 
@@ -170,6 +173,8 @@ func (f *feed) lead(ctx context.Context) error {
 func (f *feed) follow(ctx context.Context, expiry, ping <-chan time.Time) error {
 	sub := f.s.events.Subscribe(f.cred.User, feedEvents)
 	defer sub.Close()
+	moved, stop := f.s.addresses.follow(f.cred.User)
+	defer stop()
 	if err := f.verify(ctx); err != nil {
 		return err
 	}
@@ -188,6 +193,8 @@ func (f *feed) follow(ctx context.Context, expiry, ping <-chan time.Time) error 
 			}
 			f.heard.Store(0)
 			f.queue(websocket.PingMessage, nil)
+		case <-moved:
+			f.sayMoved()
 		case <-f.sent:
 			f.sending = false
 			switch {
@@ -221,17 +228,47 @@ func (f *feed) pass(ctx context.Context, e compute.Event) error {
 	case f.behind:
 		return nil // the list that is due will show it
 	case act == actStatus:
-		f.say(openapi.FeedStatus{Type: openapi.FeedStatusTypeContainerStatus, Data: openapi.FeedStatusData{
-			ContainerID: e.Container, Status: e.Status, ExternalIP: f.s.externalIP, StatusMessage: e.StatusMessage,
-		}})
+		f.sayStatus(e.Container, condition{e.Status, e.StatusMessage})
 	case act == actList:
 		list, _, err := f.read(ctx)
 		if err != nil {
 			return err
 		}
 		f.sayList(f.ledger.asOf(list))
+		f.sayMoved()
 	}
 	return nil
+}
+
+func (f *feed) sayStatus(id compute.ContainerID, c condition) {
+	ip := f.s.addresses.of(id)
+	if ip == f.s.addresses.gateway {
+		delete(f.told, id)
+	} else {
+		if f.told == nil {
+			f.told = make(map[compute.ContainerID]string)
+		}
+		f.told[id] = ip
+	}
+	f.say(openapi.FeedStatus{Type: openapi.FeedStatusTypeContainerStatus, Data: openapi.FeedStatusData{
+		ContainerID: id, Status: c.status, ExternalIP: ip, StatusMessage: c.message,
+	}})
+}
+
+// sayMoved tells the status again of containers whose address is another than was told. Where a list is due first, it comes after.
+func (f *feed) sayMoved() {
+	maps.DeleteFunc(f.told, func(id compute.ContainerID, _ string) bool {
+		_, there := f.ledger.shown[id]
+		return !there
+	})
+	for id, c := range f.ledger.shown {
+		if f.behind {
+			return
+		}
+		if f.s.addresses.of(id) != cmp.Or(f.told[id], f.s.addresses.gateway) {
+			f.sayStatus(id, c)
+		}
+	}
 }
 
 // list tells all containers as they are now.
@@ -243,6 +280,7 @@ func (f *feed) list(ctx context.Context) error {
 	f.behind = false
 	f.ledger.begin(list, seq)
 	f.sayList(list)
+	f.sayMoved()
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -425,4 +426,37 @@ func (a *api) live(token string, key int64) error {
 		}
 	}
 	return nil
+}
+
+// A container's own address is told when it gets one, to feeds that began before and after, and when it loses it.
+func TestFeedAddress(t *testing.T) {
+	a := newAPI(t, func(c *Config) { c.ExternalIP = "192.0.2.1" })
+	key := a.addKey(a.adaToken, "laptop")
+	c := a.create(a.adaToken, "box", key)
+	a.await(a.adaToken, c.ID, compute.StatusRunning)
+	w, his := a.watch(a.adaToken), a.watch(a.bobToken)
+	w.list()
+	his.list()
+	owner, err := a.store.ReconcileState(t.Context(), c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := func(w *watcher, ip string) {
+		t.Helper()
+		want := fmt.Sprintf(`{"container_id":"%s","status":"running","external_ip":"%s"}`, c.ID, ip)
+		if m := w.next(); m.Type != "container_status" || string(m.Data) != want {
+			t.Errorf("told %s %s, want %s", m.Type, m.Data, want)
+		}
+	}
+	a.server.SetExternalIP(owner.Ref(), netip.MustParseAddr("198.51.100.7"))
+	told(w, "198.51.100.7")
+	a.server.SetExternalIP(owner.Ref(), netip.MustParseAddr("198.51.100.7")) // no message
+	later := a.watch(a.adaToken)
+	later.list()
+	told(later, "198.51.100.7")
+	a.server.SetExternalIP(owner.Ref(), netip.Addr{})
+	told(w, "192.0.2.1")
+	told(later, "192.0.2.1")
+	a.create(a.bobToken, "bobs", a.addKey(a.bobToken, "laptop"))
+	his.list() // nothing of ada's came before
 }

@@ -141,27 +141,27 @@ const (
 
 // Server serves the API. Its methods may be called concurrently.
 type Server struct {
-	service    Service
-	verifier   Verifier
-	tokens     Tokens
-	events     Events
-	saved      Once
-	sessions   Sessions
-	gateways   Gateways
-	audit      Audit
-	record     func(compute.AuditRecord)
-	gateway    string
-	zone       string
-	origins    origins
-	externalIP string
-	log        *slog.Logger
-	timeout    time.Duration
-	ready      func(context.Context) error
-	observe    func(Observation)
-	tickets    *tickets
-	pace       *pace
-	feeds      *feeds
-	runs       *seats // commands
+	service   Service
+	verifier  Verifier
+	tokens    Tokens
+	events    Events
+	saved     Once
+	sessions  Sessions
+	gateways  Gateways
+	audit     Audit
+	record    func(compute.AuditRecord)
+	gateway   string
+	zone      string
+	origins   origins
+	addresses *addresses
+	log       *slog.Logger
+	timeout   time.Duration
+	ready     func(context.Context) error
+	observe   func(Observation)
+	tickets   *tickets
+	pace      *pace
+	feeds     *feeds
+	runs      *seats // commands
 
 	writeBuffers sync.Pool // of WebSockets
 
@@ -183,7 +183,7 @@ func New(c Config) *Server {
 	s := &Server{
 		service: c.Service, verifier: c.Verifier, tokens: c.Tokens, events: c.Events, saved: c.Once, sessions: c.Sessions,
 		gateways: c.Gateways, zone: c.Zone, log: c.Log, audit: c.Audit, record: c.Record, gateway: c.Gateway,
-		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), externalIP: c.ExternalIP,
+		origins: newOrigins(c.PublicURL, c.AllowedOrigins, c.Zone), addresses: newAddresses(c.ExternalIP),
 		timeout: cmp.Or(c.RequestTimeout, defaultRequestTimeout),
 		tickets: newTickets(time.Now), pace: newPace(c.RequestsPerSecond),
 		ready: c.Ready, observe: c.Observe, runs: newSeats(maxRuns, maxRunsPerUser, "commands that run"),

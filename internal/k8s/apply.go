@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,7 +33,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 	if err := e.claimNamespace(ctx, u, s.Ref); err != nil {
 		return err
 	}
-	if err := e.applyAll(ctx, u, e.maker.surroundings(s.Ref)); err != nil {
+	if err := e.applyAll(ctx, u, e.maker.surroundings(s.Ref, e.outsideNow())); err != nil {
 		return err
 	}
 	// Made, never applied: what is there already is the container's own, whatever its size.
@@ -49,7 +50,7 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 
 // claimNamespace makes the namespace, or sees that the one of this name is ours.
 func (e *Engine) claimNamespace(ctx context.Context, u *unit, r compute.Ref) error {
-	want := e.maker.namespace(r)
+	want := e.maker.namespace(r, e.outsideNow())
 	_, err := e.client.CoreV1().Namespaces().Create(ctx, want, metav1.CreateOptions{FieldManager: fieldManager})
 	if err == nil {
 		return nil
@@ -81,15 +82,21 @@ func foreign() *compute.Error {
 
 // restore makes what is around the pod as it should be, whoever changed it, and asks for nothing where it is.
 func (e *Engine) restore(ctx context.Context, u *unit, now sight) error {
-	namespace := e.maker.namespace(now.ref)
+	namespace := e.maker.namespace(now.ref, e.outsideNow())
 	namespace.UID = now.namespace.UID // never another one
 	var list []object
-	for _, want := range append(e.maker.surroundings(now.ref), namespace) {
+	for _, want := range e.maker.surroundings(now.ref, e.outsideNow()) {
 		if live, _ := e.cached(want); live == nil || !e.stands(u, want, live) {
 			list = append(list, want)
 		}
 	}
-	return e.applyAll(ctx, u, list)
+	if err := e.applyAll(ctx, u, list); err != nil {
+		return err
+	}
+	if live, _ := e.cached(namespace); live == nil || !e.stands(u, namespace, live) {
+		return e.apply(ctx, u, namespace) // the last: it says what the others are
+	}
+	return nil
 }
 
 func (e *Engine) applyAll(ctx context.Context, u *unit, list []object) error {
@@ -109,6 +116,8 @@ func (e *Engine) resourceOf(object object) (rest.Interface, string) {
 		return e.client.CoreV1().RESTClient(), "resourcequotas"
 	case schema.GroupKind{Kind: "LimitRange"}:
 		return e.client.CoreV1().RESTClient(), "limitranges"
+	case schema.GroupKind{Kind: "Secret"}:
+		return e.client.CoreV1().RESTClient(), "secrets"
 	case schema.GroupKind{Kind: "Service"}:
 		return e.client.CoreV1().RESTClient(), "services"
 	case schema.GroupKind{Kind: "PersistentVolumeClaim"}:
@@ -133,11 +142,15 @@ func (e *Engine) apply(ctx context.Context, u *unit, object object) error {
 		return err
 	}
 	force := true
-	made, err := client.Patch(types.ApplyPatchType).Resource(resource).NamespaceIfScoped(object.GetNamespace(), object.GetNamespace() != "").
+	answer := client.Patch(types.ApplyPatchType).Resource(resource).NamespaceIfScoped(object.GetNamespace(), object.GetNamespace() != "").
 		Name(object.GetName()).VersionedParams(&metav1.PatchOptions{FieldManager: fieldManager, Force: &force}, metav1.ParameterCodec).
-		Body(b).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
-	if err != nil {
+		Body(b).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx)
+	if err := answer.Error(); err != nil { // which has the API server's own words, as Raw's has not
 		return e.explain(ctx, "apply "+resource+" "+object.GetName(), err)
+	}
+	made, err := answer.Raw()
+	if err != nil {
+		return err
 	}
 	return e.noteMade(u, object, fields, made)
 }
@@ -161,9 +174,7 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 		now.namespace == nil || now.namespace.DeletionTimestamp != nil {
 		return storageMissing() // what runs is left running: it may hold the only copy
 	}
-	e.mu.Lock()
-	u.spec = &s
-	e.mu.Unlock()
+	e.expect(u, nil)
 	if err := e.restore(ctx, u, now); err != nil {
 		return err
 	}
@@ -173,13 +184,22 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 	return e.stop(ctx, u, s, now)
 }
 
+// expect notes what was applied, against which somebody else's changes are seen.
+func (e *Engine) expect(u *unit, s *compute.Spec, seeded ...string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u.spec, u.seeded = s, seeded
+}
+
 func (e *Engine) stop(ctx context.Context, u *unit, s compute.Spec, now sight) error {
 	if now.set == nil && now.pod == nil {
+		e.expect(u, &s)
 		return nil
 	}
-	if err := e.apply(ctx, u, e.maker.statefulSet(s)); err != nil {
+	if err := e.apply(ctx, u, e.makerNow().statefulSet(s, seededOn(now.claim))); err != nil {
 		return err
 	}
+	e.expect(u, &s, seededOn(now.claim)...)
 	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
 		if now.pod != nil && now.silent {
 			return false, noAnswer(now.pod)
@@ -193,13 +213,19 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		return err
 	}
 	waits := now.wanted() && now.pod == nil && now.generation() == s.Generation
-	if err := e.apply(ctx, u, e.maker.statefulSet(s)); err != nil {
+	seeded := seededOn(now.claim)
+	if err := e.apply(ctx, u, e.makerNow().statefulSet(s, seeded)); err != nil {
 		return err
 	}
+	e.expect(u, &s, seeded...)
 	if waits {
 		if err := e.nudge(ctx, now.set); err != nil {
 			return err
 		}
+	}
+	answered := func() types.UID { return "" }
+	if now.phase != compute.PhaseRunning {
+		answered = e.askEarly(ctx, s.Ref)
 	}
 	began, replaced := time.Now(), types.UID("")
 	err := e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
@@ -212,7 +238,10 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 			replaced = p.UID
 			return false, e.deletePod(ctx, s.Ref, p)
 		}
-		if now.phase == compute.PhaseRunning && now.pod.UID != replaced {
+		if now.pod != nil && now.pod.UID == replaced {
+			return false, nil // what is wrong with it is no matter any more
+		}
+		if now.phase == compute.PhaseRunning {
 			return true, nil
 		}
 		if err, soon := now.trouble(); err != nil && (late || !soon) {
@@ -223,13 +252,78 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		}
 		return false, nil
 	})
+	by := answered()
 	if err != nil {
+		return err
+	}
+	if err := e.noteSeeded(ctx, s, now.claim); err != nil {
 		return err
 	}
 	if err := e.resize(ctx, u, s); err != nil {
 		return err
 	}
+	if p := e.look(s.Ref).pod; p != nil && p.UID == by {
+		return nil
+	}
 	return e.awaitAgent(ctx, u, s.Ref)
+}
+
+// askEarly asks a pod's agent for a connection from when its node has it: a kubelet takes up to a second more to tell that
+// a container runs. What it returns stops that, and says which pod's agent gave one, if any did.
+func (e *Engine) askEarly(ctx context.Context, r compute.Ref) (answered func() types.UID) {
+	ctx, cancel := context.WithCancel(ctx)
+	by := make(chan types.UID, 1)
+	go func() { // ends with the function that is returned
+		defer close(by)
+		again := time.NewTicker(askEvery)
+		defer again.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-again.C:
+			}
+			p := e.look(r).pod
+			if p == nil || p.DeletionTimestamp != nil || p.Status.StartTime == nil {
+				continue
+			}
+			_, err := e.exec.run(ctx, r, 0, agentPath, "connect")
+			if later := e.look(r).pod; err == nil && later != nil && later.UID == p.UID {
+				by <- p.UID
+				return
+			} else if refused(err) {
+				return // it is asked again, and told then
+			}
+		}
+	}()
+	return func() types.UID {
+		cancel()
+		return <-by
+	}
+}
+
+// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.
+func (e *Engine) noteSeeded(ctx context.Context, s compute.Spec, claim *corev1.PersistentVolumeClaim) error {
+	seeded := seededOn(claim)
+	if allIn(s.MountPaths, seeded) {
+		return nil
+	}
+	for _, p := range s.MountPaths {
+		if !slices.Contains(seeded, p) {
+			seeded = append(seeded, p)
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": claim.UID, "annotations": map[string]string{annotationSeeded: mountsKey(seeded)},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = e.client.CoreV1().PersistentVolumeClaims(s.String()).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return e.explain(ctx, "note what is seeded", err)
+	}
+	return nil
 }
 
 // nudge has the StatefulSet's controller try at once to make the pod: by itself it waits up to a quarter of an hour between
@@ -323,6 +417,9 @@ func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
 		return err
 	}
 	defer func() { release(err) }()
+	if err := e.removeBalancer(ctx, r); err != nil { // before the namespace, whose end is the container's
+		return err
+	}
 	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):

@@ -131,6 +131,11 @@ func (d *Dialer) find(ctx context.Context, r compute.Ref) (*corev1.Pod, error) {
 	switch {
 	case apierrors.IsNotFound(err), err == nil && !mainRuns(p):
 		return nil, notRunning()
+	case apierrors.IsForbidden(err): // a gateway has rights where a container is, and loses them with it
+		return nil, &compute.Error{
+			Code: compute.CodeNotRunning, Cause: err,
+			Message: "The container is gone, or the cluster does not let this gateway into it; your operator can see why.",
+		}
 	case err != nil:
 		return nil, explain(ctx, "look at the container's pod", err)
 	}

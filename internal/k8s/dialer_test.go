@@ -86,7 +86,7 @@ func TestDialerAnswers(t *testing.T) {
 		"no rights": {
 			func(w http.ResponseWriter) { answer(w, 403, refusing(403, metav1.StatusReasonForbidden)) },
 			func(w http.ResponseWriter) { answer(w, 403, refusing(403, metav1.StatusReasonForbidden)) },
-			compute.CodeUnavailable, "refuses", 1,
+			compute.CodeNotRunning, "is gone, or the cluster does not let", 1,
 		},
 		"a kubelet that is away": {
 			func(w http.ResponseWriter) { answer(w, 502, refusing(502, metav1.StatusReasonUnknown)) },

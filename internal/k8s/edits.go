@@ -54,7 +54,7 @@ func (e *Engine) review(r compute.Ref) {
 		e.mu.Unlock()
 		return // the end of the call has it reviewed
 	}
-	spec := u.spec
+	spec, seeded := u.spec, u.seeded
 	if len(e.watchers) == 0 {
 		spec = nil // another control plane may apply other things
 	}
@@ -62,7 +62,7 @@ func (e *Engine) review(r compute.Ref) {
 	now := e.look(r)
 	var edited map[string]string
 	if spec != nil && now.claim != nil && now.namespace != nil && now.namespace.DeletionTimestamp == nil {
-		edited = e.edited(u, *spec)
+		edited = e.edited(u, *spec, seeded)
 	}
 
 	e.mu.Lock()
@@ -102,10 +102,10 @@ func (e *Engine) review(r compute.Ref) {
 
 // edited names what is not as it was applied, with who changed it where that is known. A lister's word is enough: what it has
 // not heard of yet, it hears of soon.
-func (e *Engine) edited(u *unit, s compute.Spec) map[string]string {
-	wanted := append(e.maker.surroundings(s.Ref), e.maker.namespace(s.Ref))
+func (e *Engine) edited(u *unit, s compute.Spec, seeded []string) map[string]string {
+	wanted := append(e.maker.surroundings(s.Ref, e.outsideNow()), e.maker.namespace(s.Ref, e.outsideNow()))
 	if s.Running || e.look(s.Ref).set != nil { // one that never ran has none
-		wanted = append(wanted, e.maker.statefulSet(s))
+		wanted = append(wanted, e.makerNow().statefulSet(s, seeded))
 	}
 	list := make(map[string]string)
 	for _, want := range wanted {

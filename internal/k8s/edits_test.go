@@ -19,7 +19,7 @@ func TestEditsAreSeen(t *testing.T) {
 	s := goldenSpec()
 	policy := func(name string) func() object {
 		return func() object {
-			for _, p := range m.policies(s.Ref) {
+			for _, p := range m.policies(s.Ref, nil) {
 				if p.Name == name {
 					return p
 				}
@@ -54,24 +54,24 @@ func TestEditsAreSeen(t *testing.T) {
 		{"a selector's label more", policy("from-gateway"), func(o object) {
 			o.(*networkingv1.NetworkPolicy).Spec.Ingress[0].From[0].NamespaceSelector.MatchLabels["x"] = "y"
 		}, true},
-		{"what the cluster fills in", func() object { return m.statefulSet(s) }, func(o object) {
+		{"what the cluster fills in", func() object { return m.statefulSet(s, nil) }, func(o object) {
 			set := o.(*appsv1.StatefulSet)
 			set.Spec.PodManagementPolicy = appsv1.OrderedReadyPodManagement
 			set.Spec.Template.Spec.RestartPolicy = corev1.RestartPolicyAlways
 			set.Spec.Template.Spec.Containers[0].TerminationMessagePath = "/dev/termination-log"
 			set.Status.Replicas = 1
 		}, false},
-		{"a container beside ours", func() object { return m.statefulSet(s) }, func(o object) {
+		{"a container beside ours", func() object { return m.statefulSet(s, nil) }, func(o object) {
 			spec := &o.(*appsv1.StatefulSet).Spec.Template.Spec
 			spec.Containers = append([]corev1.Container{{Name: "sidecar"}}, spec.Containers...)
 		}, false},
-		{"replicas", func() object { return m.statefulSet(s) }, func(o object) { *o.(*appsv1.StatefulSet).Spec.Replicas = 0 }, true},
-		{"a capability back", func() object { return m.statefulSet(s) }, func(o object) {
+		{"replicas", func() object { return m.statefulSet(s, nil) }, func(o object) { *o.(*appsv1.StatefulSet).Spec.Replicas = 0 }, true},
+		{"a capability back", func() object { return m.statefulSet(s, nil) }, func(o object) {
 			caps := o.(*appsv1.StatefulSet).Spec.Template.Spec.Containers[0].SecurityContext.Capabilities
 			caps.Drop = caps.Drop[:1]
 		}, true},
-		{"a mount elsewhere", func() object { return m.statefulSet(s) }, func(o object) {
-			mounts := o.(*appsv1.StatefulSet).Spec.Template.Spec.Containers[0].VolumeMounts
+		{"a mount elsewhere", func() object { return m.statefulSet(s, nil) }, func(o object) {
+			mounts := o.(*appsv1.StatefulSet).Spec.Template.Spec.Containers[2].VolumeMounts // the main one
 			mounts[len(mounts)-1].SubPath = "elsewhere"
 		}, true},
 		{"a quota's number", func() object { return m.quota(s.Ref) }, func(o object) {

@@ -14,11 +14,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
@@ -33,7 +35,9 @@ const (
 	fieldManager = "berth"
 	callTimeout  = 30 * time.Second // for the API server's answer to a call to begin
 	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
+	imageAgain   = time.Minute      // after a registry that did not give the image
 
+	askEvery        = 200 * time.Millisecond // a pod that starts
 	firstAgentRetry = 50 * time.Millisecond
 	longAgentRetry  = time.Second
 
@@ -50,8 +54,7 @@ type Engine struct {
 	client kubernetes.Interface
 	dialer *Dialer
 	exec   execer // the dialer's
-	maker  maker
-	image  image
+	maker  maker  // without the image
 
 	factories  []informers.SharedInformerFactory
 	namespaces corelisters.NamespaceLister
@@ -59,7 +62,10 @@ type Engine struct {
 	pods       corelisters.PodLister
 	sets       appslisters.StatefulSetLister
 	nodes      corelisters.NodeLister
-	live       map[string]cache.Store // what is applied, as the cluster has it, by kind
+	live       map[string]cache.Store               // what is applied, as the cluster has it, by kind
+	endpoints  discoverylisters.EndpointSliceLister // the API server's
+	services   cache.SharedIndexInformer            // with load balancers among them
+	secrets    map[string]corelisters.SecretLister  // by name: the options' PullSecrets
 
 	reviews workqueue.TypedDelayingInterface[compute.Ref]
 	cancel  context.CancelCauseFunc
@@ -69,9 +75,17 @@ type Engine struct {
 	nodeMu sync.Mutex
 	silent map[string]time.Time // since when, by our own clock, the cluster does not hear of a node; guarded by nodeMu
 
+	news       chan struct{}  // the cluster changed in what surroundings depend on
+	background sync.WaitGroup // ends with ctx
+
 	mu       sync.Mutex // guards all below; never held over I/O
 	units    map[compute.Ref]*unit
 	watchers map[*watcher]struct{}
+
+	image      image
+	outside    outside
+	stale      bool      // what is outside may not have been brought to all namespaces
+	unmeasured time.Time // until when the cluster is not asked for what it measured
 }
 
 var errClosed = errors.New("the engine is closed")
@@ -99,19 +113,59 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	e := &Engine{
 		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
-		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](),
+		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1),
+		secrets: make(map[string]corelisters.SecretLister), maker: maker{opt: o},
 	}
 	e.exec = e.dialer.exec
-	if e.image, err = readImage(ctx, o.Image, o.ImageArchive); err != nil {
-		e.log.Warn("the containers' image cannot be read; its own command will not run, and mount paths are not checked against it",
-			"image", o.Image, "err", err)
-	}
-	e.maker = maker{opt: o, command: e.image.command}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	if err := e.follow(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
+	e.learnOutside()
+	if !e.learnImage(ctx) {
+		e.background.Go(e.keepLearning)
+	}
+	e.background.Go(e.keepSurroundings)
 	return e, nil
+}
+
+// learnImage reads the containers' image, and returns whether it could.
+func (e *Engine) learnImage(ctx context.Context) bool {
+	registries, _ := e.credentials()
+	img, err := readImage(ctx, e.opt.Image, e.opt.ImageArchive, registries)
+	if err != nil && ctx.Err() == nil {
+		e.log.Warn("the containers' image cannot be read; until it is, its own command does not run, and mount paths are not checked against it",
+			"image", e.opt.Image, "err", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.image = img
+	return err == nil
+}
+
+// keepLearning tries again until it can be read, or the engine ends.
+func (e *Engine) keepLearning() {
+	again := time.NewTicker(imageAgain)
+	defer again.Stop()
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-again.C:
+			if e.learnImage(e.ctx) {
+				return
+			}
+		}
+	}
+}
+
+// makerNow makes objects with what is known of the image.
+func (e *Engine) makerNow() maker {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m := e.maker
+	m.image = e.image
+	return m
 }
 
 // clusterConfig says how the cluster is reached. Rates are the API server's own business: it has priority and fairness.
@@ -136,22 +190,37 @@ func (e *Engine) follow(ctx context.Context) error {
 			l.LabelSelector = labelManaged + "=" + managedBy + "," + labelInstallation + "=" + e.opt.InstallationID
 		}))
 	all := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim))
-	e.factories = []informers.SharedInformerFactory{ours, all}
+	server := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim),
+		informers.WithNamespace(corev1.NamespaceDefault),
+		informers.WithTweakListOptions(func(l *metav1.ListOptions) { l.LabelSelector = apiServerSlices }))
+	e.factories = []informers.SharedInformerFactory{ours, all, server}
 	core, apps := ours.Core().V1(), ours.Apps().V1()
 	e.namespaces, e.claims, e.pods = core.Namespaces().Lister(), core.PersistentVolumeClaims().Lister(), core.Pods().Lister()
 	e.sets, e.nodes = apps.StatefulSets().Lister(), all.Core().V1().Nodes().Lister()
+	e.endpoints, e.services = server.Discovery().V1().EndpointSlices().Lister(), core.Services().Informer()
 	applied := map[string]cache.SharedIndexInformer{
 		"Namespace": core.Namespaces().Informer(), "StatefulSet": apps.StatefulSets().Informer(),
 		"ResourceQuota": core.ResourceQuotas().Informer(), "LimitRange": core.LimitRanges().Informer(),
-		"Service": core.Services().Informer(), "NetworkPolicy": ours.Networking().V1().NetworkPolicies().Informer(),
+		"Service": e.services, "NetworkPolicy": ours.Networking().V1().NetworkPolicies().Informer(),
+		"RoleBinding": ours.Rbac().V1().RoleBindings().Informer(),
 	}
 	e.live = make(map[string]cache.Store, len(applied))
 	nodes := all.Core().V1().Nodes().Informer()
 	informed := map[cache.SharedIndexInformer]func(any){
-		core.PersistentVolumeClaims().Informer(): e.changed, core.Pods().Informer(): e.changed, nodes: e.nodeChanged,
+		core.PersistentVolumeClaims().Informer(): e.changed, core.Pods().Informer(): e.changed,
+		nodes: func(o any) { e.nodeChanged(o); e.renew() }, server.Discovery().V1().EndpointSlices().Informer(): func(any) { e.renew() },
 	}
 	for kind, informer := range applied {
 		e.live[kind], informed[informer] = informer.GetStore(), e.changed
+	}
+	for _, name := range e.opt.PullSecrets { // one by one, as rights name them
+		named := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim),
+			informers.WithNamespace(e.opt.GatewayNamespace), informers.WithTweakListOptions(func(l *metav1.ListOptions) {
+				l.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+			}))
+		e.factories = append(e.factories, named)
+		e.secrets[name] = named.Core().V1().Secrets().Lister()
+		informed[named.Core().V1().Secrets().Informer()] = func(any) { e.renew() }
 	}
 	complaints := &complaints{last: make(map[cache.SharedIndexInformer]error)}
 	for informer, changed := range informed {
@@ -288,6 +357,7 @@ func (e *Engine) Close() error {
 	e.reviews.ShutDown()
 	err := e.dialer.Close()
 	e.calls.Wait()
+	e.background.Wait()
 	for _, f := range e.factories {
 		f.Shutdown()
 	}

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -21,10 +23,13 @@ import (
 	"berth/internal/compute"
 )
 
-// image is what must be known of the containers' image before one runs: its command, and where its directories and links are.
+// image is what must be known of the containers' image before one runs: its command, whose that is, and where its directories
+// and links are. Environment and working directory are the container runtime's to give.
 type image struct {
-	command []string
-	tree    map[string]entry // by clean absolute path
+	reference string // as pods have it: by digest where it comes from a registry, so that it is what was read
+	command   []string
+	user      string
+	tree      map[string]entry // by clean absolute path
 }
 
 type entry struct {
@@ -43,34 +48,46 @@ const (
 
 // readImage reads an image's configuration and the names of its files, from its archive where there is one, or else from
 // its registry.
-func readImage(ctx context.Context, reference, archive string) (image, error) {
+func readImage(ctx context.Context, reference, archive string, registries authn.Keychain) (image, error) {
 	var img v1.Image
+	read := image{reference: reference}
 	if archive != "" {
 		dir, err := os.MkdirTemp("", "berth-image-")
 		if err != nil {
-			return image{}, err
+			return read, err
 		}
 		defer os.RemoveAll(dir)
 		if img, err = archived(archive, dir); err != nil {
-			return image{}, fmt.Errorf("read %s: %w", archive, err)
+			return read, fmt.Errorf("read %s: %w", archive, err)
 		}
 	} else {
 		ref, err := name.ParseReference(reference)
 		if err != nil {
-			return image{}, err
+			return read, err
 		}
-		if img, err = remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
-			return image{}, err
+		there, err := remote.Get(ref, remote.WithContext(ctx), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
+			remote.WithAuthFromKeychain(authn.NewMultiKeychain(registries, authn.DefaultKeychain)))
+		if err != nil {
+			return read, err
 		}
+		if img, err = there.Image(); err != nil {
+			return read, err
+		}
+		read.reference = ref.Context().Digest(there.Digest.String()).String() // of all platforms
 	}
 	config, err := img.ConfigFile()
 	if err != nil {
-		return image{}, err
+		return read, err
 	}
+	read.command, read.user = slices.Concat(config.Config.Entrypoint, config.Config.Cmd), config.Config.User
 	files := mutate.Extract(img)
 	defer files.Close()
 	tree, err := readTree(ctx, tar.NewReader(files))
-	return image{command: append(config.Config.Entrypoint, config.Config.Cmd...), tree: tree}, err
+	if err != nil {
+		return read, err
+	}
+	read.tree = tree
+	return read, nil
 }
 
 // archived opens the one image of an OCI layout in a tar file.

@@ -36,27 +36,41 @@ func TestObjectsAreAsWritten(t *testing.T) {
 	full.Blocked = []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("2001:db8::/32")}
 	full.NodeSelector = map[string]string{"tenants": "yes"}
 	full.Tolerations = []corev1.Toleration{{Key: "tenants", Operator: corev1.TolerationOpExists}}
-	full.PriorityClass, full.RuntimeClass, full.UserNamespaces = "low", "gvisor", true
+	full.PriorityClass, full.RuntimeClass, full.UserNamespaces, full.Spread = "low", "gvisor", true, true
+	full.PullSecrets = []string{"registry"}
+	full.LoadBalancers = &LoadBalancers{Class: "example.com/lb", Annotations: map[string]string{"example.com/proxy-protocol": "true"}}
 	stopped := goldenSpec()
 	stopped.Running = false
 	for _, c := range []struct {
 		name    string
 		opt     Options
-		command []string
+		image   image
+		outside outside
+		seeded  []string
 		spec    compute.Spec
 	}{
-		{"plain", plain, nil, goldenSpec()},
-		{"full", full, []string{"/bin/sh", "-c", "exec $(SHELL)"}, stopped},
+		{"plain", plain, image{}, outside{}, []string{"/srv/$data", "/root", "/other"}, goldenSpec()},
+		{
+			"full", full,
+			image{command: []string{"/bin/sh", "-c", "exec $(SHELL)"}, user: "app:crew"},
+			outside{
+				addresses:  []netip.Addr{netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("2001:db9::9")},
+				registries: []byte(`{"auths":{}}`), version: "7,",
+			},
+			[]string{"/root"},
+			stopped,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			opt, err := c.opt.withDefaults()
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := maker{opt: opt, command: c.command}
-			all := append([]object{m.namespace(c.spec.Ref), m.storage(c.spec)}, m.surroundings(c.spec.Ref)...)
+			m := maker{opt: opt, image: c.image}
+			m.image.reference = opt.Image
+			all := append([]object{m.namespace(c.spec.Ref, c.outside), m.storage(c.spec)}, m.surroundings(c.spec.Ref, c.outside)...)
 			var got strings.Builder
-			for _, object := range append(all, m.statefulSet(c.spec)) {
+			for _, object := range append(all, m.statefulSet(c.spec, c.seeded)) {
 				b, err := yaml.Marshal(object)
 				if err != nil {
 					t.Fatal(err)

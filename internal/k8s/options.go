@@ -18,6 +18,7 @@ type Options struct {
 	ImageArchive string            // where the nodes have it from an OCI archive; empty: it is read from its registry
 	AgentImage   string            // has the agent as /agent
 	PullPolicy   corev1.PullPolicy // default: Kubernetes' own
+	PullSecrets  []string          // for registries: Secrets in the gateway's namespace, copied to where kubelets need them
 	AcceptEnv    []string          // environment variables that clients may send
 
 	StorageClass string // empty: the cluster's default
@@ -25,13 +26,16 @@ type Options struct {
 	GatewayNamespace string // where the gateway's pods are, which alone may connect to containers
 	GatewayLabels    map[string]string
 	Resolver         netip.Addr     // of names; zero: the cluster's
-	Blocked          []netip.Prefix // that containers may not reach, beside private ones: nodes, the API server
+	Blocked          []netip.Prefix // that containers may not reach, beside private ones, nodes and the API server
+
+	LoadBalancers *LoadBalancers // nil: containers have the gateway's address
 
 	NodeSelector   map[string]string
 	Tolerations    []corev1.Toleration
 	PriorityClass  string
 	RuntimeClass   string
 	UserNamespaces bool // hostUsers: false; nodes must be able to
+	Spread         bool // over nodes, where there is a choice
 
 	Addresses bool // agents are connected to at their pods' addresses, where these can be reached
 
@@ -49,6 +53,16 @@ func (o Options) withDefaults() (Options, error) {
 	} {
 		if value == "" {
 			missing = append(missing, errors.New("the Kubernetes engine needs to be told the "+name))
+		}
+	}
+	if lb := o.LoadBalancers; lb != nil {
+		if len(o.GatewayLabels) == 0 {
+			missing = append(missing, errors.New("load balancers need to be told the labels of the gateway's pods"))
+		}
+		if len(lb.Ports) == 0 {
+			with := *lb
+			with.Ports = defaultPorts()
+			o.LoadBalancers = &with
 		}
 	}
 	if o.StopGrace == 0 {

@@ -19,8 +19,14 @@ var private = []string{
 	"::/96", "64:ff9b::/96", "64:ff9b:1::/48", "fc00::/7", "fe80::/10", "ff00::/8",
 }
 
-// policies are the container's network: nothing in or out but what they name.
-func (m maker) policies(r compute.Ref) []*networkingv1.NetworkPolicy {
+// private says whether an address is blocked by its range already.
+func (m maker) private(a netip.Addr) bool {
+	in := func(p netip.Prefix) bool { return p.Contains(a) }
+	return slices.ContainsFunc(m.opt.Blocked, in) || slices.ContainsFunc(private, func(s string) bool { return in(netip.MustParsePrefix(s)) })
+}
+
+// policies are the container's network: nothing in or out but what they name. It may not reach the cluster's own addresses.
+func (m maker) policies(r compute.Ref, cluster []netip.Addr) []*networkingv1.NetworkPolicy {
 	both := []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
 	return []*networkingv1.NetworkPolicy{
 		m.policy(r, "deny", networkingv1.NetworkPolicySpec{PolicyTypes: both}),
@@ -31,7 +37,7 @@ func (m maker) policies(r compute.Ref) []*networkingv1.NetworkPolicy {
 				PodSelector:       &metav1.LabelSelector{MatchLabels: m.opt.GatewayLabels},
 			}}}},
 		}),
-		m.policy(r, "to-public", networkingv1.NetworkPolicySpec{PolicyTypes: both[1:], Egress: m.egress()}),
+		m.policy(r, "to-public", networkingv1.NetworkPolicySpec{PolicyTypes: both[1:], Egress: m.egress(cluster)}),
 	}
 }
 
@@ -42,7 +48,7 @@ func (m maker) policy(r compute.Ref, name string, spec networkingv1.NetworkPolic
 	}
 }
 
-func (m maker) egress() []networkingv1.NetworkPolicyEgressRule {
+func (m maker) egress(cluster []netip.Addr) []networkingv1.NetworkPolicyEgressRule {
 	var except [2][]string // of IPv4 and of IPv6
 	add := func(p netip.Prefix) {
 		i := 0
@@ -56,6 +62,9 @@ func (m maker) egress() []networkingv1.NetworkPolicyEgressRule {
 	}
 	for _, p := range m.opt.Blocked {
 		add(p)
+	}
+	for _, a := range cluster {
+		add(netip.PrefixFrom(a, a.BitLen()))
 	}
 	var public []networkingv1.NetworkPolicyPeer
 	for i, all := range []string{"0.0.0.0/0", "::/0"} {

@@ -37,7 +37,7 @@ type right struct {
 
 // rights are what the control plane needs, as deploy/kubernetes/base/rbac.yaml gives it: a test compares them.
 func rights() []right {
-	apply := []string{"create", "patch"} // server-side apply creates what is not there
+	apply := []string{"list", "watch", "create", "patch"} // server-side apply creates what is not there
 	return []right{
 		{resource: "namespaces", verbs: []string{"get", "list", "watch", "create", "patch", "delete"}},
 		{resource: "persistentvolumeclaims", verbs: []string{"get", "list", "watch", "create", "patch"}},
@@ -48,12 +48,14 @@ func rights() []right {
 		{group: "networking.k8s.io", resource: "networkpolicies", verbs: apply},
 		{group: rbacv1.GroupName, resource: "rolebindings", verbs: apply},
 		{group: rbacv1.GroupName, resource: "clusterroles", name: nameGateway, verbs: []string{"bind"}},
-		{resource: "pods", verbs: []string{"list", "watch", "delete"}},
+		{resource: "secrets", name: "berth-pull", verbs: []string{"create", "patch"}},
+		{resource: "pods", verbs: []string{"get", "list", "watch", "delete"}},
 		{resource: "pods/resize", verbs: []string{"patch"}},
 		{resource: "pods/exec", verbs: []string{"get", "create"}},
 		{resource: "nodes", verbs: []string{"list", "watch"}},
 		{resource: "events", verbs: []string{"list"}},
-		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"get", "list", "watch"}},
+		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"get", "list"}},
+		{group: "metrics.k8s.io", resource: "pods", verbs: []string{"get"}},
 		{group: "discovery.k8s.io", resource: "endpointslices", namespace: metav1.NamespaceDefault, verbs: []string{"list", "watch"}},
 	}
 }

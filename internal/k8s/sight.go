@@ -55,6 +55,7 @@ func (s sight) see() sight {
 		case status == nil:
 		case status.State.Running != nil:
 			s.phase, s.life = compute.PhaseRunning, status.ContainerID
+		case unprepared(*status): // nobody was let in
 		case status.State.Terminated != nil:
 			s.phase, s.message = compute.PhaseStopped, ending(status.State.Terminated)
 		case s.crashed():
@@ -199,8 +200,8 @@ func (s sight) trouble() (err *compute.Error, soon bool) {
 			return &compute.Error{Code: compute.CodeCapacity, Message: unschedulable(c.Message, s.pod), Cause: fmt.Errorf("unschedulable: %s", c.Message)}, true
 		}
 	}
-	for _, status := range append(s.pod.Status.InitContainerStatuses[:len(s.pod.Status.InitContainerStatuses):len(s.pod.Status.InitContainerStatuses)],
-		s.pod.Status.ContainerStatuses...) {
+	// What prepares the main container is why that cannot start.
+	for _, status := range s.pod.Status.ContainerStatuses {
 		if t := failed(status); t != nil && status.Name != nameMain {
 			said := strings.TrimPrefix(strings.TrimSpace(t.Message), "berth-agent: ")
 			code := compute.CodeUnavailable
@@ -212,6 +213,8 @@ func (s sight) trouble() (err *compute.Error, soon bool) {
 				Cause: fmt.Errorf("%s ended with status %d: %s", status.Name, t.ExitCode, said),
 			}, false
 		}
+	}
+	for _, status := range s.pod.Status.ContainerStatuses {
 		if w := status.State.Waiting; w != nil {
 			if err := waiting(w, status.Image); err != nil {
 				return err, false
@@ -220,6 +223,14 @@ func (s sight) trouble() (err *compute.Error, soon bool) {
 	}
 	return nil, false
 }
+
+// unprepared says whether the agent let nobody in, because what prepares the mount paths failed.
+func unprepared(main corev1.ContainerStatus) bool {
+	t := failed(main)
+	return t != nil && t.ExitCode == exitUnprepared
+}
+
+const exitUnprepared = 78 // the agent's
 
 // failed is a container's last failure, if it failed and did not succeed since.
 func failed(status corev1.ContainerStatus) *corev1.ContainerStateTerminated {
@@ -241,7 +252,7 @@ func waiting(w *corev1.ContainerStateWaiting, image string) *compute.Error {
 	case "InvalidImageName", "ErrImageNeverPull", "ImageInspectError":
 		return &compute.Error{Code: compute.CodeInvalid, Cause: cause, Message: fmt.Sprintf(
 			"Its image %s is not one that the cluster has or can pull; check the name, or ask your operator.", image)}
-	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreStartHookError":
+	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreStartHookError", "PostStartHookError":
 		return &compute.Error{
 			Code: compute.CodeUnavailable, Cause: cause, Message: "Its node could not make the container; this is tried again.",
 		}

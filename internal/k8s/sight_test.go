@@ -65,6 +65,13 @@ func TestPhases(t *testing.T) {
 		{"evicted for the node's", func(s *sight) {
 			s.pod.Status = corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "The node was low on resource: memory."}
 		}, compute.PhaseStopped, "Its node ran short of memory or disk, and ended it."},
+		{"not prepared", func(s *sight) {
+			s.pod.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: exitUnprepared}}
+		}, compute.PhaseStarting, ""},
+		{"not prepared, again and again", func(s *sight) {
+			waitingFor(s, "CrashLoopBackOff")
+			endedBefore(s, corev1.ContainerStateTerminated{ExitCode: exitUnprepared})
+		}, compute.PhaseStarting, ""},
 		{"out of memory", func(s *sight) {
 			s.pod.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "OOMKilled", ExitCode: 137}}
 		}, compute.PhaseStopped, "It ran out of memory."},
@@ -105,10 +112,10 @@ func TestTroubleHasWords(t *testing.T) {
 			s.pod.Status.ContainerStatuses[0].Image = "nowhere/x"
 		}, compute.CodeUnavailable, "Its image nowhere/x cannot be pulled; check the name, or ask your operator whether the cluster may pull it. It is tried again.", false},
 		{"seeding", func(s *sight) {
-			waitingFor(s, "PodInitializing")
-			s.pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: nameSeed, State: corev1.ContainerState{
+			waitingFor(s, "RunContainerError") // comes first, and only follows
+			s.pod.Status.ContainerStatuses = append(s.pod.Status.ContainerStatuses, corev1.ContainerStatus{Name: nameSeed, State: corev1.ContainerState{
 				Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Message: "berth-agent: the storage has no room for what the image holds in /opt; choose a larger storage_gb\n"},
-			}}}
+			}})
 		}, compute.CodeCapacity, "The container could not be prepared: the storage has no room for what the image holds in /opt; choose a larger storage_gb.", false},
 	} {
 		s := whole()

@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,7 +20,7 @@ func (e *Engine) Admit(ctx context.Context, s compute.Spec) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := e.image.checkMounts(s.MountPaths); err != nil {
+	if err := e.makerNow().image.checkMounts(s.MountPaths); err != nil {
 		return err
 	}
 	return e.roomFor(s)
@@ -31,7 +31,7 @@ func (e *Engine) AdmitChange(ctx context.Context, was, s compute.Spec) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := e.image.checkMounts(s.MountPaths); err != nil {
+	if err := e.makerNow().image.checkMounts(s.MountPaths); err != nil {
 		return err
 	}
 	if s.StorageGB > was.StorageGB {
@@ -51,10 +51,15 @@ func (e *Engine) roomFor(s compute.Spec) error {
 	if err != nil {
 		return compute.Internal("list nodes", err)
 	}
+	return roomOn(nodes, s, e.opt)
+}
+
+func roomOn(nodes []*corev1.Node, s compute.Spec, opt Options) error {
 	var largest int64
-	known := map[string]bool{}
+	known, able := map[string]bool{}, !opt.UserNamespaces
 	for _, n := range nodes {
 		known[n.Labels[corev1.LabelArchStable]] = true
+		able = able || mapsUsers(n, opt.RuntimeClass)
 		if n.Labels[corev1.LabelArchStable] == s.Arch {
 			largest = max(largest, n.Status.Allocatable.Memory().Value())
 		}
@@ -62,11 +67,22 @@ func (e *Engine) roomFor(s compute.Spec) error {
 	if !known[s.Arch] {
 		return compute.Errorf(compute.CodeCapacity, "no %s node: the cluster has none; choose another instance type.", s.Arch)
 	}
+	if !able {
+		return compute.Errorf(compute.CodeCapacity,
+			"No node can give a container users of its own, which this installation asks for; your operator can see why in the nodes' status.")
+	}
 	if want := int64(s.MemoryMB) << 20; want > largest {
 		return compute.Errorf(compute.CodeCapacity,
 			"No node has %d MB of memory: the largest of its kind has %d MB; ask for less.", s.MemoryMB, largest>>20)
 	}
 	return nil
+}
+
+// mapsUsers says whether a node's runtime has user namespaces for pods. Which handler a RuntimeClass means is not known here.
+func mapsUsers(n *corev1.Node, class string) bool {
+	return slices.ContainsFunc(n.Status.RuntimeHandlers, func(h corev1.NodeRuntimeHandler) bool {
+		return (h.Name == "" || class != "") && h.Features != nil && h.Features.UserNamespaces != nil && *h.Features.UserNamespaces
+	})
 }
 
 // mayGrow asks the volume's class.
@@ -120,11 +136,11 @@ func (e *Engine) grow(ctx context.Context, s compute.Spec, claim *corev1.Persist
 func (e *Engine) resize(ctx context.Context, u *unit, s compute.Spec) error {
 	want := resources(s)
 	p := e.look(s.Ref).pod
-	if p == nil || sized(p.Spec.Containers[0].Resources, want) {
+	if p == nil || sized(mainOf(p).Resources, want) {
 		return nil
 	}
 	// What is on disk cannot change in place.
-	fixed := p.Spec.Containers[0].Resources
+	fixed := mainOf(p).Resources
 	for _, list := range []struct{ to, from corev1.ResourceList }{{want.Limits, fixed.Limits}, {want.Requests, fixed.Requests}} {
 		list.to[corev1.ResourceEphemeralStorage] = list.from[corev1.ResourceEphemeralStorage]
 	}
@@ -168,34 +184,4 @@ func sized(has, want corev1.ResourceRequirements) bool {
 		}
 	}
 	return true
-}
-
-// Usage asks the container's own agent: shown, never acted on, for a tenant can forge it.
-func (e *Engine) Usage(ctx context.Context, r compute.Ref) (compute.Usage, error) {
-	now := e.look(r)
-	if now.phase != compute.PhaseRunning {
-		return compute.Usage{}, notRunning()
-	}
-	var paths []string
-	if err := json.Unmarshal([]byte(now.pod.Annotations[annotationMounts]), &paths); err != nil {
-		return compute.Usage{}, compute.Internal("read the pod's mount paths", err)
-	}
-	out, err := e.exec.run(ctx, r, 1<<10, append([]string{agentPath, "usage"}, paths...)...)
-	if ctx.Err() != nil {
-		return compute.Usage{}, context.Cause(ctx)
-	}
-	if err != nil {
-		if e.look(r).phase != compute.PhaseRunning {
-			return compute.Usage{}, notRunning()
-		}
-		return compute.Usage{}, unreachable("measure the container", err)
-	}
-	var said struct {
-		MemoryBytes  int64 `json:"memory_bytes"`
-		StorageBytes int64 `json:"storage_bytes"`
-	}
-	if err := json.Unmarshal(out, &said); err != nil || said.MemoryBytes < 0 || said.StorageBytes < 0 {
-		return compute.Usage{}, unreachable("measure the container", fmt.Errorf("it says %q", strings.TrimSpace(string(out))))
-	}
-	return compute.Usage{MemoryMB: int(said.MemoryBytes >> 20), StorageGB: float64(said.StorageBytes) / (1 << 30)}, nil
 }

@@ -66,6 +66,9 @@ func (e *Engine) Discard(ctx context.Context, r compute.Ref, unknown func(contex
 	if err := e.endPod(ctx, u, r); err != nil {
 		return err
 	}
+	if err := e.removeBalancer(ctx, r); err != nil {
+		return err
+	}
 	if err := e.deleteNamespace(ctx, there); err != nil {
 		return err
 	}

@@ -20,7 +20,8 @@ type unit struct {
 	busy  bool
 	known sight // as it was told of last, or as a call left it
 
-	spec       *compute.Spec                // what was applied last; nil: nothing yet
+	spec       *compute.Spec                // what was applied last; nil: nothing yet, or not all of it
+	seeded     []string                     // with it: the mount paths that needed no seeding
 	bent       map[string][sha256.Size]byte // what the API server made of an object, where it is not as applied
 	restraints map[string]*restraint        // by object, of those that somebody else changed
 }
@@ -170,7 +171,9 @@ func (e *Engine) Watch(ctx context.Context, f func(compute.Observation), synced 
 	for _, u := range e.units {
 		u.spec = nil // others may have applied something since
 	}
+	e.stale = true
 	e.mu.Unlock()
+	e.renew()
 	defer func() {
 		e.mu.Lock()
 		delete(e.watchers, w)

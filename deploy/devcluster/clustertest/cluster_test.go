@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -17,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/google/go-containerregistry/pkg/registry"
 
 	"berth/internal/leakcheck"
 )
@@ -165,7 +162,7 @@ func testNetwork(t *testing.T, c *Cluster) {
 	}
 
 	// And the other way: by the pod's own address.
-	machine := c.serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	machine := c.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprint(w, host)
 	}))
@@ -206,44 +203,29 @@ func testVolume(t *testing.T, c *Cluster) {
 	c.Do(t, "exec", "one", "--", "sh", "-c", "echo kept >/data/file")
 }
 
-// testRegistry has the node pull an image from a registry of the test's, in plain HTTP.
+// testRegistry has the node pull an image from a registry of the test's, in plain HTTP, and not without its password.
 func testRegistry(t *testing.T, c *Cluster) {
-	stored := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	address := c.serve(t, stored)
-	if err := os.MkdirAll(filepath.Join(c.Registries, address), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	hosts := fmt.Sprintf("[host.%q]\n", "http://"+address)
-	if err := os.WriteFile(filepath.Join(c.Registries, address, "hosts.toml"), []byte(hosts), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	registry := c.OwnRegistry(t, "puller", "secret")
 	here := ImageName(t, filepath.Join(Root(t), "build/base-image.tar"))
-	out, err := exec.Command("ctr", "--address", c.Containerd, "--namespace", "k8s.io", "images", "push", "--plain-http", address+"/base:1", here).CombinedOutput()
+	image := registry.Address + "/base:1"
+	out, err := exec.Command("ctr", "--address", c.Containerd, "--namespace", "k8s.io", "images", "push",
+		"--plain-http", "--user", "puller:secret", image, here).CombinedOutput()
 	if err != nil {
 		t.Fatalf("push: %v: %s", err, out)
 	}
-	c.Do(t, "run", "pulled", "--image="+address+"/base:1", "--image-pull-policy=Always", "--command", "--", "sleep", "infinity")
+	c.Do(t, "create", "secret", "docker-registry", "pull", "--docker-server="+registry.Address,
+		"--docker-username=puller", "--docker-password=secret")
+	pull := []string{"--image=" + image, "--image-pull-policy=Always", "--command", "--", "sleep", "infinity"}
+	c.Do(t, append([]string{"run", "refused"}, pull...)...)
+	c.Do(t, append([]string{"run", "pulled", `--overrides={"spec": {"imagePullSecrets": [{"name": "pull"}]}}`}, pull...)...)
 	c.Do(t, "wait", "--for=condition=Ready", "pod/pulled", "--timeout=120s")
-	c.Do(t, "delete", "pod", "pulled", "--now")
-}
-
-// serve answers HTTP where pods and the node reach it, until the test ends.
-func (c *Cluster) serve(t *testing.T, h http.Handler) (address string) {
-	listener, err := net.Listen("tcp", c.Machine+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := http.Server{Handler: h}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = server.Serve(listener) // ErrServerClosed
-	}()
-	t.Cleanup(func() {
-		server.Close()
-		<-served
+	Eventually(t, time.Minute, func() error {
+		if why := c.Do(t, "get", "pod", "refused", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason}"); !strings.Contains(why, "ImagePull") {
+			return fmt.Errorf("the pod without a password waits for %q", why)
+		}
+		return nil
 	})
-	return listener.Addr().String()
+	c.Do(t, "delete", "pod", "pulled", "refused", "--now")
 }
 
 func testAdmissionPolicy(t *testing.T, c *Cluster) {

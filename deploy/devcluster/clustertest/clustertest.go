@@ -7,10 +7,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +34,6 @@ type Cluster struct {
 	LoadBalancers string `json:"load_balancers"`
 	Containerd    string `json:"containerd"`
 	Logs          string `json:"logs"`
-	Registry      string `json:"registry"`
 	Registries    string `json:"registries"`
 
 	before *leakcheck.Snapshot
@@ -45,6 +47,10 @@ func Start(t testing.TB) *Cluster {
 		t.Fatal(err)
 	}
 	c := &Cluster{Dir: t.TempDir(), before: before}
+	own, err := os.Stat(c.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.printLogs(t)
@@ -55,16 +61,46 @@ func Start(t testing.TB) *Cluster {
 			t.Error(err)
 		}
 		for _, thing := range left {
-			t.Errorf("left behind: %v", thing)
+			if !ofAnother(thing, own) {
+				t.Errorf("left behind: %v", thing)
+			}
 		}
 	})
 	c.Up(t)
 	return c
 }
 
-// words tell the cluster's things from others on the machine. Those in the node know its directories by other names.
+// ofAnother says whether a thing has gone since, or is of the node of another cluster than the one with the directory own: in
+// every node its cluster's directory has the same name.
+func ofAnother(thing leakcheck.Thing, own os.FileInfo) bool {
+	var processes []string // that are it, or are in it
+	switch thing.Kind {
+	case leakcheck.Process:
+		pid, _, _ := strings.Cut(thing.Name, " ")
+		processes = []string{filepath.Join("/proc", pid)}
+	case leakcheck.NetNS:
+		links, _ := filepath.Glob("/proc/[0-9]*/ns/net") // the pattern is sound
+		for _, link := range links {
+			if to, err := os.Readlink(link); err == nil && to == thing.Name {
+				processes = append(processes, filepath.Dir(filepath.Dir(link)))
+			}
+		}
+	default:
+		return false
+	}
+	return !slices.ContainsFunc(processes, func(process string) bool {
+		if _, err := os.Stat(process); errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+		dir, err := os.Stat(filepath.Join(process, "root/cluster"))
+		return err != nil || os.SameFile(dir, own)
+	})
+}
+
+// words tell the cluster's things from others on the machine, those of clusters beside it above all. What runs in the node ends
+// with the node's first process, which has the node's name.
 func (c *Cluster) words() []string {
-	words := []string{c.Dir, "/run/cluster/", "/cluster/config", "/programs/"}
+	words := []string{c.Dir}
 	if c.Node != "" {
 		words = append(words, c.Node, strings.Replace(c.Node, "berth-dev-", "bdev", 1))
 	}
@@ -118,6 +154,18 @@ func (c *Cluster) Do(t testing.TB, args ...string) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// Undo runs kubectl when the test ends, and its context has.
+func (c *Cluster) Undo(t testing.TB, args ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		cmd := exec.Command(c.Kubectl, args...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("kubectl %s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	})
 }
 
 // Apply has the cluster be as the objects say.

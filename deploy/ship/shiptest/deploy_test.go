@@ -74,9 +74,12 @@ func TestDevelopmentCluster(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "alice") {
 			t.Errorf("berth user add: %v\n%s", err, out)
 		}
-		if out := r.kubectl("-n", "berth", "exec", "deploy/berth-api", "--", "berth", "gateway", "ls"); strings.Count(out, "connected") != 2 {
-			t.Errorf("berth gateway ls:\n%s", out)
-		}
+		clustertest.Eventually(t, patience, func() error { // after the control plane's restart
+			if out := r.kubectl("-n", "berth", "exec", "deploy/berth-api", "--", "berth", "gateway", "ls"); strings.Count(out, "connected") != 2 {
+				return fmt.Errorf("berth gateway ls:\n%s", out)
+			}
+			return nil
+		})
 	})
 
 	t.Run("the same again changes nothing", func(t *testing.T) {
@@ -175,7 +178,7 @@ func TestAnotherCluster(t *testing.T) {
 		t.Errorf("without a registry and a zone: %v\n%s", err, said)
 	}
 	r.flags = []string{
-		"--images", r.images, "--registry", startRegistry(t, c) + "/some/berth", "--zone", "compute.example.com",
+		"--images", r.images, "--registry", c.OwnRegistry(t, "", "").Address + "/some/berth", "--zone", "compute.example.com",
 		"--overlay", postgresOverlay(t, c),
 	}
 	r.down = nil

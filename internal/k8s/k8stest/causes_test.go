@@ -171,6 +171,7 @@ func faults() []fault {
 			name: "a verb that is missing",
 			options: func(t *testing.T, r *rig, o *k8s.Options) {
 				r.account(t, "verbless", `[{"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch", "patch", "delete"]},
+					{"apiGroups": ["rbac.authorization.k8s.io"], "verbs": ["create", "bind"], "resources": ["rolebindings", "clusterroles"]},
 					{"apiGroups": ["", "networking.k8s.io", "apps"], "verbs": ["create"], "resources":
 						["namespaces", "resourcequotas", "limitranges", "services", "networkpolicies", "statefulsets", "pods/exec"]}]`)
 				o.Kubeconfig = r.tokenFor(t, "verbless")
@@ -417,14 +418,15 @@ func testSlow(t *testing.T, r *rig) {
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.Transport, proxy.FlushInterval = transport, -1
 	var held atomic.Bool
+	over := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if held.Load() && q.Method != http.MethodGet {
-			<-q.Context().Done()
+			<-over
 			return
 		}
 		proxy.ServeHTTP(w, q)
 	}))
-	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
+	t.Cleanup(func() { close(over); server.CloseClientConnections(); server.Close() })
 	r.opt.ImageArchive = ""
 	r.opt.Kubeconfig = r.kubeconfig(server.URL)
 	e := r.open()

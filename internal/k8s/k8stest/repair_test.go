@@ -220,6 +220,8 @@ func testEditsSetBack(t *testing.T, p *plane) {
 		{[]string{"patch", "networkpolicy", "to-public", "--type=merge", "-p", `{"spec": {"egress": [{}]}}`}, "networkpolicy/to-public {.spec.egress[0].to[0].ipBlock.cidr}", "0.0.0.0/0"},
 		{[]string{"delete", "resourcequota", "berth"}, "resourcequota/berth {.spec.hard.pods}", "1"},
 		{[]string{"patch", "resourcequota", "berth", "--type=merge", "-p", `{"spec": {"hard": {"pods": "9"}}}`}, "resourcequota/berth {.spec.hard.pods}", "1"},
+		{[]string{"delete", "rolebinding", "berth-gateway"}, "rolebinding/berth-gateway {.roleRef.kind}", "ClusterRole"},
+		{[]string{"patch", "rolebinding", "berth-gateway", "--type=merge", "-p", `{"subjects": []}`}, "rolebinding/berth-gateway {.subjects[0].name}", "berth-gateway"},
 		{[]string{"delete", "limitrange", "berth"}, "limitrange/berth {.spec.limits[0].type}", "Container"},
 		{[]string{"patch", "service", "container", "--type=merge", "-p", `{"spec": {"selector": {"else": "where"}}}`}, "service/container {.spec.selector.else}", ""},
 		{[]string{"label", "namespace", ref.String(), "pod-security.kubernetes.io/enforce=privileged", "--overwrite"}, "namespace/" + ref.String() + " {.metadata.labels.pod-security\\.kubernetes\\.io/enforce}", "baseline"},
@@ -373,11 +375,11 @@ func (p *plane) wantCode(err error, want compute.Code) {
 func testUpgrade(t *testing.T, p *plane) {
 	ref := p.run()
 	p.close()
-	p.opt.AcceptEnv, p.opt.GatewayNamespace = []string{"LANG"}, "berth-2"
+	p.opt.AcceptEnv, p.opt.GatewayLabels = []string{"LANG"}, map[string]string{"app": "gateway"}
 	p.open()
 	p.await(ref, compute.StatusRunning, "")
 	p.sameLife(ref)
-	p.eventually(ref, "berth-2", "get", "networkpolicy", "from-gateway", "-o", `jsonpath={.spec.ingress[0].from[0].namespaceSelector.matchLabels.kubernetes\.io/metadata\.name}`)
+	p.eventually(ref, "gateway", "get", "networkpolicy", "from-gateway", "-o", "jsonpath={.spec.ingress[0].from[0].podSelector.matchLabels.app}")
 	template := p.kubectl(ref, "get", "statefulset", string(ref.ID), "-o", "jsonpath={.spec.template.spec.containers[0].command}")
 	if !strings.Contains(template, "--accept-env") {
 		t.Errorf("its template is the old one: %s", template)

@@ -39,13 +39,14 @@ const (
 
 // rig is an engine on a cluster.
 type rig struct {
-	t       *testing.T
-	cluster *clustertest.Cluster
-	opt     k8s.Options
-	e       *k8s.Engine
+	t        testing.TB
+	cluster  *clustertest.Cluster
+	accounts accounts // the engine has the control plane's
+	opt      k8s.Options
+	e        *k8s.Engine
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	var c *clustertest.Cluster
 	if *running != "" {
@@ -57,8 +58,9 @@ func newRig(t *testing.T) *rig {
 	base := filepath.Join(clustertest.Root(t), "build/base-image.tar")
 	c.Run(t, "load", base)
 	c.Run(t, "load", agentArchive(t))
-	r := &rig{t: t, cluster: c, opt: k8s.Options{
-		Kubeconfig: c.Kubeconfig, InstallationID: installation,
+	a := newAccounts(t, c)
+	r := &rig{t: t, cluster: c, accounts: a, opt: k8s.Options{
+		Kubeconfig: a.api, InstallationID: installation,
 		Image: clustertest.ImageName(t, base), ImageArchive: base, AgentImage: agentImage, PullPolicy: corev1.PullIfNotPresent,
 		GatewayNamespace: "berth", Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}}
@@ -93,7 +95,7 @@ func (r *rig) ctx() context.Context {
 }
 
 // agentArchive writes an image that has the agent and nothing else.
-func agentArchive(t *testing.T) string {
+func agentArchive(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := enginetest.BuildAgent(dir + "/agent"); err != nil {
@@ -152,7 +154,7 @@ func newSpec() compute.Spec {
 }
 
 // testWriter gives what is logged to the test.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSuffix(string(b), "\n"))
@@ -162,10 +164,11 @@ func (w testWriter) Write(b []byte) (int, error) {
 func TestContract(t *testing.T) {
 	r := newRig(t)
 	enginetest.Run(t, &enginetest.Subject{
-		Engine: r.e, Shell: enginetest.Shell, Spec: newSpec, HostsMounted: true,
+		Engine: r.apart(), Shell: enginetest.Shell, Spec: newSpec, HostsMounted: true,
 		Reopen: func(*testing.T) enginetest.Engine {
 			r.close()
-			return r.open()
+			r.open()
+			return r.apart()
 		},
 	})
 }
