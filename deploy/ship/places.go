@@ -65,7 +65,7 @@ func (s service) port(name string) (port, node int, err error) {
 			return p.Port, p.NodePort, nil
 		}
 	}
-	return 0, 0, fmt.Errorf("Service %s has no port called %s", s.Metadata.Name, name)
+	return 0, 0, fmt.Errorf("the Service %s has no port called %s", s.Metadata.Name, name)
 }
 
 // addressWithin is how long a load balancer may take to get its address.
@@ -180,7 +180,7 @@ func (c *cluster) hostKeys(ctx context.Context) ([]ssh.Signer, error) {
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 {
-		return nil, errors.New("Secret berth-gateway has no host keys: see kubectl --namespace berth logs deployment/berth-api")
+		return nil, errors.New("the Secret berth-gateway has no host keys: see kubectl --namespace berth logs deployment/berth-api")
 	}
 	slices.SortFunc(keys, func(a, b ssh.Signer) int { return strings.Compare(a.PublicKey().Type(), b.PublicKey().Type()) })
 	return keys, nil
