@@ -41,9 +41,9 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-go ask-root cluster ## Install what is missing and run the tests with the race detector: packages, end to end, on Kubernetes
+test: ask-go ask-root ## Install what is missing and run the tests with the race detector: the packages', then end to end (not test-k8s)
 	@deploy/install-packages test
-	@$(with-image) build build/oldest-agent $(images)/index.json
+	@$(with-image) build build/oldest-agent
 	@deploy/test $(ARGS)
 
 .PHONY: check

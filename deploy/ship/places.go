@@ -65,7 +65,7 @@ func (s service) port(name string) (port, node int, err error) {
 			return p.Port, p.NodePort, nil
 		}
 	}
-	return 0, 0, fmt.Errorf("Service %s has no port called %s", s.Metadata.Name, name)
+	return 0, 0, fmt.Errorf("the Service %s has no port called %s", s.Metadata.Name, name)
 }
 
 // addressWithin is how long a load balancer may take to get its address.
@@ -180,7 +180,7 @@ func (c *cluster) hostKeys(ctx context.Context) ([]ssh.Signer, error) {
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 {
-		return nil, errors.New("Secret berth-gateway has no host keys: see kubectl --namespace berth logs deployment/berth-api")
+		return nil, errors.New("the Secret berth-gateway has no host keys: see kubectl --namespace berth logs deployment/berth-api")
 	}
 	slices.SortFunc(keys, func(a, b ssh.Signer) int { return strings.Compare(a.PublicKey().Type(), b.PublicKey().Type()) })
 	return keys, nil
@@ -218,6 +218,15 @@ func (c *cluster) addAdmin(ctx context.Context, client app.Client, user string) 
 	return err
 }
 
+// kubectl is what to type for it here.
+func (p places) kubectl() string {
+	line := p.Kubectl
+	if p.Kubeconfig != "" {
+		line += " --kubeconfig " + p.Kubeconfig
+	}
+	return line
+}
+
 // tell says what to type next.
 func (p places) tell(out io.Writer, o options, user string, took time.Duration) {
 	fmt.Fprintf(out, "\nBerth is ready on the cluster after %s.", took.Round(time.Second))
@@ -226,8 +235,8 @@ func (p places) tell(out io.Writer, o options, user string, took time.Duration) 
 		api = "http://127.0.0.1:7080"
 		fmt.Fprintf(out, ` Its API is the Service berth-api, for a proxy with TLS of yours; until then:
 
-  reach the API:     kubectl --namespace %s port-forward service/berth-api 7080
-`, namespace)
+  reach the API:     %s --namespace %s port-forward service/berth-api 7080
+`, p.kubectl(), namespace)
 	} else {
 		fmt.Fprint(out, "\n\n")
 	}
@@ -237,8 +246,10 @@ func (p places) tell(out io.Writer, o options, user string, took time.Duration) 
   list yours:        ssh -F %[3]s %[4]s ls
   be in it:          ssh -F %[3]s root@ID.%[4]s
 
+  what it lacks:     %[6]s --namespace %[7]s exec deployment/berth-api -- berth doctor
+
 You are %[5]s there; the token is good for 24 hours, and another `+"`make deploy`"+` brings one, and upgrades. `+"`make undeploy`"+` removes Berth.
-`, api, token, config, o.zone, user)
+`, api, token, config, o.zone, user, p.kubectl(), namespace)
 	if p.APIURL == "" {
 		fmt.Fprintf(out, "SSH arrives at %s: have the DNS names %s and *.%s lead there.\n", p.SSHAddr, o.zone, o.zone)
 	}

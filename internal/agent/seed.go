@@ -88,7 +88,8 @@ func seeded(dst, mark string) (bool, error) {
 	return true, os.WriteFile(mark, nil, 0o600)
 }
 
-// settleSeed gives a directory its name once it is on disk, and then the mark.
+// settleSeed gives a directory its name once it is on disk, and then the mark. A journal keeps these two in order; what has no
+// mark and is empty is seeded again.
 func settleSeed(volume, tmp, dst, mark string) error {
 	d, err := os.Open(volume)
 	if err != nil {
@@ -99,9 +100,6 @@ func settleSeed(volume, tmp, dst, mark string) error {
 		return err
 	}
 	if err := unix.Rename(tmp, dst); err != nil { // also over a directory that is empty
-		return err
-	}
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
 		return err
 	}
 	if err := os.WriteFile(mark, nil, 0o600); err != nil {

@@ -223,6 +223,10 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 			return err
 		}
 	}
+	answered := func() types.UID { return "" }
+	if now.phase != compute.PhaseRunning {
+		answered = e.askEarly(ctx, s.Ref)
+	}
 	began, replaced := time.Now(), types.UID("")
 	err := e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
 		if now.generation() != s.Generation || !now.wanted() {
@@ -248,6 +252,7 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		}
 		return false, nil
 	})
+	by := answered()
 	if err != nil {
 		return err
 	}
@@ -257,7 +262,44 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err := e.resize(ctx, u, s); err != nil {
 		return err
 	}
+	if p := e.look(s.Ref).pod; p != nil && p.UID == by {
+		return nil
+	}
 	return e.awaitAgent(ctx, u, s.Ref)
+}
+
+// askEarly asks a pod's agent for a connection from when its node has it: a kubelet takes up to a second more to tell that
+// a container runs. What it returns stops that, and says which pod's agent gave one, if any did.
+func (e *Engine) askEarly(ctx context.Context, r compute.Ref) (answered func() types.UID) {
+	ctx, cancel := context.WithCancel(ctx)
+	by := make(chan types.UID, 1)
+	go func() { // ends with the function that is returned
+		defer close(by)
+		again := time.NewTicker(askEvery)
+		defer again.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-again.C:
+			}
+			p := e.look(r).pod
+			if p == nil || p.DeletionTimestamp != nil || p.Status.StartTime == nil {
+				continue
+			}
+			_, err := e.exec.run(ctx, r, 0, agentPath, "connect")
+			if later := e.look(r).pod; err == nil && later != nil && later.UID == p.UID {
+				by <- p.UID
+				return
+			} else if refused(err) {
+				return // it is asked again, and told then
+			}
+		}
+	}()
+	return func() types.UID {
+		cancel()
+		return <-by
+	}
 }
 
 // noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.

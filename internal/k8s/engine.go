@@ -37,6 +37,7 @@ const (
 	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
 	imageAgain   = time.Minute      // after a registry that did not give the image
 
+	askEvery        = 200 * time.Millisecond // a pod that starts
 	firstAgentRetry = 50 * time.Millisecond
 	longAgentRetry  = time.Second
 

@@ -289,15 +289,13 @@ func (m maker) main(s compute.Spec, seeds bool) corev1.Container {
 	}
 	c := m.container(nameMain, m.image.reference, command, mounts...)
 	c.Resources = resources(s)
-	// It counts as running once its agent accepts connections.
-	c.Lifecycle = hook(agentPath, "await", "--within", "30s", socketPath)
 	return c
 }
 
 // helper prepares the main container; no tenant enters it.
 func (m maker) helper(name, image string, command, await []string, mounts ...corev1.VolumeMount) corev1.Container {
 	c := m.container(name, image, command, mounts...)
-	c.Lifecycle = hook(await...)
+	c.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: await}}}
 	c.Resources = corev1.ResourceRequirements{
 		Limits: corev1.ResourceList{
 			corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("128Mi"),
@@ -309,10 +307,6 @@ func (m maker) helper(name, image string, command, await []string, mounts ...cor
 		},
 	}
 	return c
-}
-
-func hook(command ...string) *corev1.Lifecycle {
-	return &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: command}}}
 }
 
 // container is what all have in common. $(NAME) in a command would be Kubernetes' to replace: $$ keeps it as it is.

@@ -3,49 +3,17 @@ package shiptest
 import (
 	"errors"
 	"fmt"
-	"io"
-	"log"
-	"net"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/registry"
-
 	"berth/deploy/devcluster/clustertest"
 	"berth/internal/pgtest"
 )
 
-// What a cluster of somebody else's has around it: a registry, a database, and load balancers.
-
-// startRegistry serves images on this machine, where the cluster's node reaches it.
-func startRegistry(t *testing.T, c *clustertest.Cluster) string {
-	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(c.Machine, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewUnstartedServer(registry.New(
-		registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(t.TempDir())),
-	))
-	server.Listener.Close()
-	server.Listener = l
-	server.Start()
-	t.Cleanup(server.Close)
-	at := l.Addr().String()
-	hosts := filepath.Join(c.Registries, at)
-	if err := os.MkdirAll(hosts, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", at)
-	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return at
-}
+// What a cluster of somebody else's has around it: a database, and load balancers.
 
 // postgresOverlay starts a PostgreSQL that asks for a password, and returns an operator's own overlay for it. The Secret with the
 // password is made as docs/operator/kubernetes.md says.

@@ -178,7 +178,7 @@ func TestAnotherCluster(t *testing.T) {
 		t.Errorf("without a registry and a zone: %v\n%s", err, said)
 	}
 	r.flags = []string{
-		"--images", r.images, "--registry", startRegistry(t, c) + "/some/berth", "--zone", "compute.example.com",
+		"--images", r.images, "--registry", c.OwnRegistry(t, "", "").Address + "/some/berth", "--zone", "compute.example.com",
 		"--overlay", postgresOverlay(t, c),
 	}
 	r.down = nil
