@@ -360,7 +360,7 @@ func (e *Engine) await(ctx context.Context, u *unit, r compute.Ref, done func(si
 		now := e.look(r)
 		if now.phase != phase {
 			phase = now.phase
-			e.log.Debug("step", "container", r, "seen", phase)
+			e.log.Debug("step", "container", r, "seen", phase, "message", now.message)
 		}
 		ok, err := done(now)
 		if err != nil {

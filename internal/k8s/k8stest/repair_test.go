@@ -225,7 +225,7 @@ func testEditsSetBack(t *testing.T, p *plane) {
 		{[]string{"delete", "limitrange", "berth"}, "limitrange/berth {.spec.limits[0].type}", "Container"},
 		{[]string{"patch", "service", "container", "--type=merge", "-p", `{"spec": {"selector": {"else": "where"}}}`}, "service/container {.spec.selector.else}", ""},
 		{[]string{"label", "namespace", ref.String(), "pod-security.kubernetes.io/enforce=privileged", "--overwrite"}, "namespace/" + ref.String() + " {.metadata.labels.pod-security\\.kubernetes\\.io/enforce}", "baseline"},
-		{[]string{"patch", "statefulset", string(ref.ID), "--type=json", "-p", `[{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "other"}]`}, "statefulset/" + string(ref.ID) + " {.spec.template.spec.containers[0].image}", p.opt.Image},
+		{[]string{"patch", "statefulset", string(ref.ID), "--type=strategic", "-p", `{"spec": {"template": {"spec": {"containers": [{"name": "main", "image": "other"}]}}}}`}, "statefulset/" + string(ref.ID) + ` {.spec.template.spec.containers[?(@.name=="main")].image}`, p.opt.Image},
 	} {
 		p.kubectl(ref, edit.do...)
 		what, path, _ := strings.Cut(edit.look, " ")
@@ -380,7 +380,7 @@ func testUpgrade(t *testing.T, p *plane) {
 	p.await(ref, compute.StatusRunning, "")
 	p.sameLife(ref)
 	p.eventually(ref, "gateway", "get", "networkpolicy", "from-gateway", "-o", "jsonpath={.spec.ingress[0].from[0].podSelector.matchLabels.app}")
-	template := p.kubectl(ref, "get", "statefulset", string(ref.ID), "-o", "jsonpath={.spec.template.spec.containers[0].command}")
+	template := p.kubectl(ref, "get", "statefulset", string(ref.ID), "-o", `jsonpath={.spec.template.spec.containers[?(@.name=="main")].command}`)
 	if !strings.Contains(template, "--accept-env") {
 		t.Errorf("its template is the old one: %s", template)
 	}
