@@ -232,6 +232,9 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 		if now.generation() != s.Generation || !now.wanted() {
 			return false, nil
 		}
+		if now.pod != nil && now.silent {
+			return false, noAnswer(now.pod) // what runs there may go on: it is not deleted for a newer template
+		}
 		late := time.Since(began) >= patience
 		if p := now.pod; p != nil && p.DeletionTimestamp == nil && p.UID != replaced &&
 			(p.Annotations[annotationMounts] != mountsKey(s.MountPaths) || now.crashed() || now.outdated()) {
