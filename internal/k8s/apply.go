@@ -272,25 +272,34 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 }
 
 // askEarly asks a pod's agent for a connection from when its node has it: a kubelet takes up to a second more to tell that
-// a container runs. What it returns stops that, and says which pod's agent gave one, if any did.
+// a container runs. What it returns stops that, and says which pod's agent gave one, if any did. Where many start at a time,
+// most are not asked.
 func (e *Engine) askEarly(ctx context.Context, r compute.Ref) (answered func() types.UID) {
 	ctx, cancel := context.WithCancel(ctx)
 	by := make(chan types.UID, 1)
 	go func() { // ends with the function that is returned
 		defer close(by)
-		again := time.NewTicker(askEvery)
-		defer again.Stop()
-		for {
+		for tries := 0; ; tries++ {
+			wait := askEvery
+			if tries > askOften {
+				wait = longAgentRetry
+			}
 			select {
 			case <-ctx.Done():
 				return
-			case <-again.C:
+			case <-time.After(wait):
 			}
 			p := e.look(r).pod
 			if p == nil || p.DeletionTimestamp != nil || p.Status.StartTime == nil {
 				continue
 			}
+			select {
+			case e.asking <- struct{}{}:
+			default:
+				continue
+			}
 			_, err := e.exec.run(ctx, r, 0, agentPath, "connect")
+			<-e.asking
 			if later := e.look(r).pod; err == nil && later != nil && later.UID == p.UID {
 				by <- p.UID
 				return

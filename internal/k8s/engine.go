@@ -38,6 +38,8 @@ const (
 	imageAgain   = time.Minute      // after a registry that did not give the image
 
 	askEvery        = 200 * time.Millisecond // a pod that starts
+	askOften        = 10                     // times; after that it takes long, for what no answer of its agent shows
+	askAtATime      = 2                      // pods that start
 	firstAgentRetry = 50 * time.Millisecond
 	longAgentRetry  = time.Second
 
@@ -75,6 +77,7 @@ type Engine struct {
 	nodeMu sync.Mutex
 	silent map[string]time.Time // since when, by our own clock, the cluster does not hear of a node; guarded by nodeMu
 
+	asking     chan struct{}  // a place for each pod that is asked early
 	news       chan struct{}  // the cluster changed in what surroundings depend on
 	background sync.WaitGroup // ends with ctx
 
@@ -113,7 +116,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	e := &Engine{
 		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
-		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1),
+		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1), asking: make(chan struct{}, askAtATime),
 		secrets: make(map[string]corelisters.SecretLister), maker: maker{opt: o},
 	}
 	e.exec = e.dialer.exec

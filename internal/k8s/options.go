@@ -65,6 +65,9 @@ func (o Options) withDefaults() (Options, error) {
 			o.LoadBalancers = &with
 		}
 	}
+	if len(o.PullSecrets) == 0 {
+		o.PullSecrets = nil // none are copied
+	}
 	if o.StopGrace == 0 {
 		o.StopGrace = defaultGrace
 	}
