@@ -34,7 +34,7 @@ func TestEngine(t *testing.T) {
 	}{
 		{"wrong kubeconfig", testWrongKubeconfig},
 		{"deadlines", testDeadlines},
-		{"SPDY where WebSockets are refused", testSPDY},
+		{"a way that WebSockets or SPDY do not pass", testOneProtocol},
 		{"no process stays after a disconnect", testDisconnect},
 		{"manual edits", testManualEdits},
 		{"a pod deleted by hand", testPodDeleted},
@@ -92,6 +92,7 @@ func testWrongKubeconfig(t *testing.T, r *rig) {
 		},
 	} {
 		wrong = r.opt
+		wrong.ImageArchive = "" // which takes time to read
 		change()
 		ctx, cancel := context.WithTimeout(r.ctx(), 5*time.Second)
 		if e, err := k8s.Open(ctx, wrong); err == nil || !strings.Contains(err.Error(), what) {
@@ -139,8 +140,8 @@ func testDeadlines(t *testing.T, r *rig) {
 	}
 }
 
-// testSPDY goes to the API server by way of a proxy that passes no WebSocket.
-func testSPDY(t *testing.T, r *rig) {
+// testOneProtocol goes to the API server by way of a proxy that passes one of the two protocols of exec alone.
+func testOneProtocol(t *testing.T, r *rig) {
 	config, err := clientcmd.BuildConfigFromFlags("", r.cluster.Kubeconfig)
 	if err != nil {
 		t.Fatal(err)
@@ -156,32 +157,40 @@ func testSPDY(t *testing.T, r *rig) {
 	}
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.Transport = transport
-	var refused, spdy atomic.Int32
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		switch strings.ToLower(q.Header.Get("Upgrade")) {
-		case "websocket":
-			refused.Add(1)
-			http.Error(w, "no WebSockets here", http.StatusForbidden)
-			return
-		case "spdy/3.1":
-			spdy.Add(1)
+	s := r.run()
+	for _, not := range []string{"websocket", "spdy/3.1"} {
+		var refused, passed atomic.Int32
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			switch strings.ToLower(q.Header.Get("Upgrade")) {
+			case "":
+			case not:
+				refused.Add(1)
+				http.Error(w, "not here", http.StatusForbidden)
+				return
+			default:
+				passed.Add(1)
+			}
+			proxy.ServeHTTP(w, q)
+		}))
+		t.Cleanup(server.Close)
+		opt := r.opt
+		opt.ImageArchive, opt.Kubeconfig = "", r.kubeconfig(server.URL)
+		e, err := k8s.Open(r.ctx(), opt)
+		if err != nil {
+			t.Fatal(err)
 		}
-		proxy.ServeHTTP(w, q)
-	}))
-	t.Cleanup(server.Close)
-	s := r.run() // over WebSockets
-	opt := r.opt
-	opt.Kubeconfig = r.kubeconfig(server.URL)
-	e, err := k8s.Open(r.ctx(), opt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
-	if out, err := (&rig{t: t, e: e}).sh(s, "echo through"); err != nil || out != "through\n" {
-		t.Errorf("%q, %v", out, err)
-	}
-	if refused.Load() == 0 || spdy.Load() != 1 {
-		t.Errorf("%d WebSockets were refused, and %d SPDY connections passed", refused.Load(), spdy.Load())
+		if out, err := (&rig{t: t, e: e}).sh(s, "echo through"); err != nil || out != "through\n" {
+			t.Errorf("without %s: %q, %v", not, out, err)
+		}
+		if _, err := e.Usage(r.ctx(), s.Ref); err != nil {
+			t.Errorf("without %s: usage: %v", not, err)
+		}
+		if refused.Load() == 0 || passed.Load() < 2 {
+			t.Errorf("without %s: %d connections were refused, and %d passed", not, refused.Load(), passed.Load())
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
