@@ -13,7 +13,34 @@ import (
 	"berth/internal/pgtest"
 )
 
-// What a cluster of somebody else's has around it: a database, and load balancers.
+// What a cluster of somebody else's has around it: volumes that whoever runs in a pod may write, a database, and load balancers.
+
+// makeVolume has the control plane's claim get a volume of the group that it asks for. The development cluster's own are root's.
+func makeVolume(t *testing.T, c *clustertest.Cluster) {
+	t.Helper()
+	dir := filepath.Join(c.Dir, "tmp/berth-data") // the node's /tmp
+	if err := os.Mkdir(dir, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 0, 65532); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	c.Apply(t, `
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: berth-data}
+spec:
+  capacity: {storage: 5Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: standard
+  persistentVolumeReclaimPolicy: Retain
+  claimRef: {namespace: berth, name: berth-data}
+  hostPath: {path: /tmp/berth-data, type: Directory}
+`)
+}
 
 // postgresOverlay starts a PostgreSQL that asks for a password, and returns an operator's own overlay for it. The Secret with the
 // password is made as docs/operator/kubernetes.md says.

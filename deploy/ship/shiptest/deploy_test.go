@@ -158,8 +158,8 @@ func TestDevelopmentCluster(t *testing.T) {
 	}
 }
 
-// TestAnotherCluster deploys as to a cluster of which nothing is known but its kubeconfig: a registry and a zone are given, and the
-// state is in PostgreSQL. The cluster holds Berth's pods to restricted Pod Security.
+// TestAnotherCluster deploys as to a cluster of which nothing is known but its kubeconfig: a registry and a zone are given. The
+// cluster holds Berth's pods to restricted Pod Security.
 func TestAnotherCluster(t *testing.T) {
 	c := clustertest.Start(t)
 	r := newRig(t, c)
@@ -171,61 +171,83 @@ func TestAnotherCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.env = append(r.env, "KUBECONFIG="+kubeconfig)
-
+	r.env, r.down = append(r.env, "KUBECONFIG="+kubeconfig), nil
 	if said, err := r.tryShip("up", "--data", r.data, "--images", r.images); err == nil ||
 		!strings.Contains(said, "REGISTRY=registry.example.com/berth") || !strings.Contains(said, "ZONE=compute.example.com") {
 		t.Errorf("without a registry and a zone: %v\n%s", err, said)
 	}
-	r.flags = []string{
-		"--images", r.images, "--registry", c.OwnRegistry(t, "", "").Address + "/some/berth", "--zone", "compute.example.com",
-		"--overlay", postgresOverlay(t, c),
-	}
-	r.down = nil
-	giveAddress(t, c)
+	plain := []string{"--images", r.images, "--registry", c.OwnRegistry(t, "", "").Address + "/some/berth", "--zone", "compute.example.com"}
+
+	t.Run("SQLite", func(t *testing.T) {
+		makeVolume(t, c)
+		on := r.on(t)
+		on.flags = plain
+		on.first(c)
+		on.undeploy("--delete")
+	})
+
+	t.Run("PostgreSQL", func(t *testing.T) {
+		on := r.on(t)
+		on.flags = append(plain, "--overlay", postgresOverlay(t, c))
+		at := on.first(c)
+		on.takeOver(at)
+		on.undeploy("--delete")
+		if left := on.kubectl("get", "namespaces", "-o", "name"); strings.Contains(left, "compute-") || strings.Contains(left, "/berth") {
+			t.Errorf("left:\n%s", left)
+		}
+	})
+}
+
+// on is the rig for a part of the test.
+func (r *rig) on(t *testing.T) *rig {
+	part := *r
+	part.t = t
+	return &part
+}
+
+// first deploys, and returns where a container is.
+func (r *rig) first(c *clustertest.Cluster) (at string) {
+	r.t.Helper()
+	giveAddress(r.t, c)
 	said := r.up()
 	for _, want := range []string{"port-forward service/berth-api 7080", "have the DNS names compute.example.com and *.compute.example.com lead there"} {
 		if !strings.Contains(said, want) {
-			t.Errorf("%q is missing in what it says:\n%s", want, said)
+			r.t.Errorf("%q is missing in what it says:\n%s", want, said)
 		}
 	}
 	if r.ready.APIURL != "" {
-		t.Errorf("the API is at %s, where nothing leads", r.ready.APIURL)
+		r.t.Errorf("the API is at %s, where nothing leads", r.ready.APIURL)
 	}
 	r.ready.APIURL = "http://" + r.kubectl("-n", "berth", "get", "service", "berth-api", "-o", "jsonpath={.spec.clusterIP}") + ":7080"
-
-	id := r.create("dev-box")
-	at := "root@" + id + ".compute.example.com"
+	at = "root@" + r.create("dev-box") + ".compute.example.com"
 	if out := r.ssh(at, "id -un"); out != "root\n" {
-		t.Errorf("inside: %q", out)
+		r.t.Errorf("inside: %q", out)
 	}
+	return at
+}
 
-	t.Run("another control plane takes over", func(t *testing.T) {
-		if n := len(r.pods("berth-api")); n != 2 {
-			t.Fatalf("%d control planes", n)
-		}
-		session := r.converse(at)
-		for range 2 { // whichever drives
-			pod := r.kubectl("-n", "berth", "get", "pods", "-l", "app.kubernetes.io/name=berth-api",
-				"--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[0].metadata.name}")
-			r.kubectl("-n", "berth", "delete", "pod", pod, "--wait=false")
-			clustertest.Eventually(t, patience, func() error {
-				if err := r.api(http.MethodPost, "/compute/containers/"+id+"/stop", nil, nil); err != nil {
-					return err
-				}
-				return r.api(http.MethodPost, "/compute/containers/"+id+"/start", nil, nil)
-			})
-			r.kubectl("-n", "berth", "rollout", "status", "deployment/berth-api", "--timeout=3m")
-		}
-		_ = session // it ended with the container's stop
-		r.awaitRunning(id)
-		if out := r.ssh(at, "echo in"); out != "in\n" {
-			t.Errorf("a login: %q", out)
-		}
-	})
-	r.undeploy("--delete")
-	if left := r.kubectl("get", "namespaces", "-o", "name"); strings.Contains(left, "compute-") || strings.Contains(left, "/berth") {
-		t.Errorf("left:\n%s", left)
+// takeOver ends both control planes, one after the other, and has the container stopped and started each time.
+func (r *rig) takeOver(at string) {
+	r.t.Helper()
+	if n := len(r.pods("berth-api")); n != 2 {
+		r.t.Fatalf("%d control planes", n)
+	}
+	id, _, _ := strings.Cut(strings.TrimPrefix(at, "root@"), ".")
+	for range 2 {
+		oldest := r.kubectl("-n", "berth", "get", "pods", "-l", "app.kubernetes.io/name=berth-api",
+			"--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[0].metadata.name}")
+		r.kubectl("-n", "berth", "delete", "pod", oldest, "--wait=false")
+		clustertest.Eventually(r.t, patience, func() error {
+			if err := r.api(http.MethodPost, "/compute/containers/"+id+"/stop", nil, nil); err != nil {
+				return err
+			}
+			return r.api(http.MethodPost, "/compute/containers/"+id+"/start", nil, nil)
+		})
+		r.kubectl("-n", "berth", "rollout", "status", "deployment/berth-api", "--timeout=3m")
+	}
+	r.awaitRunning(id)
+	if out := r.ssh(at, "echo in"); out != "in\n" {
+		r.t.Errorf("a login: %q", out)
 	}
 }
 
