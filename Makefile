@@ -58,6 +58,13 @@ bench: ask-go ask-root ## Measure Berth beside OpenSSH's own server, and print a
 	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
 	@$(root) build/bench $(ARGS)
 
+.PHONY: bench-k8s
+bench-k8s: ask-go ask-root cluster ## The same on a Kubernetes, beside kubectl exec and a server in the same pod
+	@deploy/install-packages bench
+	@$(with-image) build build/bench-image.tar
+	@CGO_ENABLED=0 go build -trimpath -o build/bench ./bench
+	@$(root) build/bench --kubernetes $(ARGS)
+
 .PHONY: test-k8s
 test-k8s: ask-go ask-root cluster ## Run those alone that need a Kubernetes, on ones that they start (ARGS as for test)
 	@deploy/install-packages test

@@ -60,6 +60,7 @@ type session struct {
 	gone     chan struct{}  // closed once the client is gone
 	done     sync.WaitGroup // what copies and reports
 	reported atomic.Bool    // the command ended, and the client was told
+	replying sync.Mutex     // held until a request is answered: what ends the command may be one
 }
 
 func newSession(s *Server, ch channel, c client) *session {
@@ -85,7 +86,10 @@ func (s *session) serve() {
 			break
 		}
 		before := s.run
-		if err := r.reply(s.handle(r)); err != nil {
+		s.replying.Lock()
+		err := r.reply(s.handle(r))
+		s.replying.Unlock()
+		if err != nil {
 			break
 		}
 		if before == nil && s.run != nil {
@@ -458,6 +462,8 @@ func (s *session) report() {
 	name, payload := exitMessage(s.run.status)
 	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
 	defer cancel()
+	s.replying.Lock()
+	defer s.replying.Unlock()
 	_, _ = s.ch.Request(ctx, name, false, payload) // a client that is gone needs none of it
 	_ = s.ch.CloseWrite()
 	_ = s.ch.Close()
