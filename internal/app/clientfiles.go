@@ -97,7 +97,7 @@ func (f clientFiles) writeSSH(zone string, addr net.Addr, username string, hostK
 		fmt.Fprintf(&identities, "  IdentityFile %s\n", quote(id.file))
 	}
 	common := fmt.Sprintf("  UserKnownHostsFile %s\n  StrictHostKeyChecking yes\n%s", quote(f.path("known_hosts")), identities.String())
-	text := fmt.Sprintf(`# Written by berth up: do not edit. Use it as: ssh -F %[1]s root@<id>.%[2]s
+	text := fmt.Sprintf(`# Written by Berth: do not edit. Use it as: ssh -F %[1]s root@<id>.%[2]s
 # To have it always, add to ~/.ssh/config: Include %[1]s
 Host %[2]s
   HostName %[3]s

@@ -88,7 +88,7 @@ func run(ctx context.Context, c config.Config, out io.Writer, withGateway bool) 
 	if err := b.openEngine(ctx, newProgress(out)); err != nil {
 		return err
 	}
-	if err := b.openLink(ctx, !withGateway); err != nil {
+	if err := b.openLink(ctx, !withGateway && c.GatewaySecret == ""); err != nil {
 		return err
 	}
 	b.openSessions(b.dialer)
