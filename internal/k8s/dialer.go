@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"berth/internal/compute"
@@ -55,14 +54,14 @@ func NewDialer(o DialerOptions) (*Dialer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newClients(config)
 	if err != nil {
 		return nil, err
 	}
 	return newDialer(config, client, o), nil
 }
 
-func newDialer(config *rest.Config, client kubernetes.Interface, o DialerOptions) *Dialer {
+func newDialer(config *rest.Config, client *clients, o DialerOptions) *Dialer {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}

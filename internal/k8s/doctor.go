@@ -17,7 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/version"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"berth/internal/compute"
@@ -55,7 +54,7 @@ func Checks(ctx context.Context, x Examination) []Check {
 	}
 	warned := &warnings{}
 	config.WarningHandler = warned
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newClients(config)
 	if err != nil {
 		return []Check{{Name: "cluster", Fatal: true, Problem: err}}
 	}
@@ -74,7 +73,7 @@ func Checks(ctx context.Context, x Examination) []Check {
 
 type doctor struct {
 	Examination
-	client kubernetes.Interface
+	client *clients
 	config *rest.Config
 	warned *warnings
 }

@@ -11,13 +11,16 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime"
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
@@ -53,12 +56,11 @@ const (
 type Engine struct {
 	opt    Options
 	log    *slog.Logger
-	client kubernetes.Interface
+	client *clients
 	dialer *Dialer
 	exec   execer // the dialer's
 	maker  maker  // without the image
 
-	factories  []informers.SharedInformerFactory
 	namespaces corelisters.NamespaceLister
 	claims     corelisters.PersistentVolumeClaimLister
 	pods       corelisters.PodLister
@@ -109,7 +111,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		return nil, fmt.Errorf("find the cluster: %w", err)
 	}
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return caller{next, o.Log} })
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newClients(config)
 	if err != nil {
 		return nil, err
 	}
@@ -187,43 +189,43 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 
 // follow starts to watch the cluster's objects, and returns when it knows them all.
 func (e *Engine) follow(ctx context.Context) error {
-	ours := informers.NewSharedInformerFactoryWithOptions(e.client, 0,
-		informers.WithTransform(slim),
-		informers.WithTweakListOptions(func(l *metav1.ListOptions) {
-			l.LabelSelector = labelManaged + "=" + managedBy + "," + labelInstallation + "=" + e.opt.InstallationID
-		}))
-	all := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim))
-	server := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim),
-		informers.WithNamespace(corev1.NamespaceDefault),
-		informers.WithTweakListOptions(func(l *metav1.ListOptions) { l.LabelSelector = apiServerSlices }))
-	e.factories = []informers.SharedInformerFactory{ours, all, server}
-	core, apps := ours.Core().V1(), ours.Apps().V1()
-	e.namespaces, e.claims, e.pods = core.Namespaces().Lister(), core.PersistentVolumeClaims().Lister(), core.Pods().Lister()
-	e.sets, e.nodes = apps.StatefulSets().Lister(), all.Core().V1().Nodes().Lister()
-	e.endpoints, e.services = server.Discovery().V1().EndpointSlices().Lister(), core.Services().Informer()
-	applied := map[string]cache.SharedIndexInformer{
-		"Namespace": core.Namespaces().Informer(), "StatefulSet": apps.StatefulSets().Informer(),
-		"ResourceQuota": core.ResourceQuotas().Informer(), "LimitRange": core.LimitRanges().Informer(),
-		"Service": e.services, "NetworkPolicy": ours.Networking().V1().NetworkPolicies().Informer(),
-		"RoleBinding": ours.Rbac().V1().RoleBindings().Informer(),
+	ours := func(l *metav1.ListOptions) {
+		l.LabelSelector = labelManaged + "=" + managedBy + "," + labelInstallation + "=" + e.opt.InstallationID
 	}
+	all := func(*metav1.ListOptions) {}
+	core, apps := e.client.CoreV1().RESTClient(), e.client.AppsV1().RESTClient()
+	claims := informerOf(core, "persistentvolumeclaims", metav1.NamespaceAll, &corev1.PersistentVolumeClaim{}, ours)
+	pods := informerOf(core, "pods", metav1.NamespaceAll, &corev1.Pod{}, ours)
+	nodes := informerOf(core, "nodes", metav1.NamespaceAll, &corev1.Node{}, all)
+	endpoints := informerOf(e.client.DiscoveryV1().RESTClient(), "endpointslices", metav1.NamespaceDefault, &discoveryv1.EndpointSlice{},
+		func(l *metav1.ListOptions) { l.LabelSelector = apiServerSlices })
+	applied := map[string]cache.SharedIndexInformer{
+		"Namespace":     informerOf(core, "namespaces", metav1.NamespaceAll, &corev1.Namespace{}, ours),
+		"StatefulSet":   informerOf(apps, "statefulsets", metav1.NamespaceAll, &appsv1.StatefulSet{}, ours),
+		"ResourceQuota": informerOf(core, "resourcequotas", metav1.NamespaceAll, &corev1.ResourceQuota{}, ours),
+		"LimitRange":    informerOf(core, "limitranges", metav1.NamespaceAll, &corev1.LimitRange{}, ours),
+		"Service":       informerOf(core, "services", metav1.NamespaceAll, &corev1.Service{}, ours),
+		"NetworkPolicy": informerOf(e.client.NetworkingV1().RESTClient(), "networkpolicies", metav1.NamespaceAll, &networkingv1.NetworkPolicy{}, ours),
+		"RoleBinding":   informerOf(e.client.RbacV1().RESTClient(), "rolebindings", metav1.NamespaceAll, &rbacv1.RoleBinding{}, ours),
+	}
+	e.claims, e.pods = corelisters.NewPersistentVolumeClaimLister(claims.GetIndexer()), corelisters.NewPodLister(pods.GetIndexer())
+	e.nodes, e.endpoints = corelisters.NewNodeLister(nodes.GetIndexer()), discoverylisters.NewEndpointSliceLister(endpoints.GetIndexer())
+	e.namespaces = corelisters.NewNamespaceLister(applied["Namespace"].GetIndexer())
+	e.sets, e.services = appslisters.NewStatefulSetLister(applied["StatefulSet"].GetIndexer()), applied["Service"]
 	e.live = make(map[string]cache.Store, len(applied))
-	nodes := all.Core().V1().Nodes().Informer()
 	informed := map[cache.SharedIndexInformer]func(any){
-		core.PersistentVolumeClaims().Informer(): e.changed, core.Pods().Informer(): e.changed,
-		nodes: func(o any) { e.nodeChanged(o); e.renew() }, server.Discovery().V1().EndpointSlices().Informer(): func(any) { e.renew() },
+		claims: e.changed, pods: e.changed,
+		nodes: func(o any) { e.nodeChanged(o); e.renew() }, endpoints: func(any) { e.renew() },
 	}
 	for kind, informer := range applied {
 		e.live[kind], informed[informer] = informer.GetStore(), e.changed
 	}
 	for _, name := range e.opt.PullSecrets { // one by one, as rights name them
-		named := informers.NewSharedInformerFactoryWithOptions(e.client, 0, informers.WithTransform(slim),
-			informers.WithNamespace(e.opt.GatewayNamespace), informers.WithTweakListOptions(func(l *metav1.ListOptions) {
-				l.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
-			}))
-		e.factories = append(e.factories, named)
-		e.secrets[name] = named.Core().V1().Secrets().Lister()
-		informed[named.Core().V1().Secrets().Informer()] = func(any) { e.renew() }
+		named := informerOf(core, "secrets", e.opt.GatewayNamespace, &corev1.Secret{}, func(l *metav1.ListOptions) {
+			l.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+		})
+		e.secrets[name] = corelisters.NewSecretLister(named.GetIndexer())
+		informed[named] = func(any) { e.renew() }
 	}
 	complaints := &complaints{last: make(map[cache.SharedIndexInformer]error)}
 	for informer, changed := range informed {
@@ -240,8 +242,8 @@ func (e *Engine) follow(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, f := range e.factories {
-		f.Start(e.ctx.Done())
+	for informer := range informed {
+		e.background.Go(func() { informer.RunWithContext(e.ctx) })
 	}
 	e.calls.Go(func() {
 		for {
@@ -261,6 +263,15 @@ func (e *Engine) follow(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// informerOf follows the objects of a kind that a list of them would have. client-go's own factories would compile one for each
+// kind there is.
+func informerOf(c cache.Getter, resource, namespace string, object runtime.Object, which func(*metav1.ListOptions)) cache.SharedIndexInformer {
+	i := cache.NewSharedIndexInformer(cache.NewFilteredListWatchFromClient(c, resource, namespace, which), object, 0,
+		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	_ = i.SetTransform(slim) // fails only once it has started
+	return i
 }
 
 // complaints are what each informer failed with last.
@@ -361,9 +372,6 @@ func (e *Engine) Close() error {
 	err := e.dialer.Close()
 	e.calls.Wait()
 	e.background.Wait()
-	for _, f := range e.factories {
-		f.Shutdown()
-	}
 	return err
 }
 

@@ -19,7 +19,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -42,7 +41,7 @@ const (
 
 // prober makes probes on a cluster.
 type prober struct {
-	client  kubernetes.Interface
+	client  *clients
 	config  *rest.Config
 	maker   maker
 	outside outside

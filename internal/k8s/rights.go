@@ -9,7 +9,6 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"berth/internal/compute"
 )
@@ -61,7 +60,7 @@ func rights() []right {
 }
 
 // missingRights asks the API server which of the rights its caller does not have, and names them as rbac.yaml would.
-func missingRights(ctx context.Context, client kubernetes.Interface) ([]string, error) {
+func missingRights(ctx context.Context, client *clients) ([]string, error) {
 	var missing []string
 	for _, r := range rights() {
 		var verbs []string

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 )
 
@@ -18,7 +17,7 @@ func UpdateSecret(ctx context.Context, kubeconfig, namespace, name string, f fun
 	if err != nil {
 		return fmt.Errorf("find the cluster: %w", err)
 	}
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newClients(config)
 	if err != nil {
 		return err
 	}
