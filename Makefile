@@ -157,7 +157,7 @@ bin/berth-agent-linux-%: $(inputs) | $(up)
 	@GOARCH=$* deploy/build '$(version)' agent
 	@touch $@
 
-build/oldest-agent: deploy/oldest-agent | $(up)
+build/oldest-agent: deploy/oldest-agent deploy/oldest-agent.tar.gz | $(up)
 	@deploy/oldest-agent $@
 
 # For images, of an architecture that is not this machine's.
