@@ -177,16 +177,17 @@ func testReplicas(t *testing.T, given *machineContainerd) {
 		})
 	}
 
-	// Killed in the middle of a create, a little later each time. The other finishes it.
+	// Killed in the middle of a create, a step later each time. The other finishes it.
+	steps := []string{"pending", "initializing", "running"}
 	drives, stands := first, second
 	var doomed []string
-	for round := range 3 {
-		began := time.Now()
+	for _, step := range steps {
+		feed := at[stands].feed(t)
 		c, err := at[stands].create(`{"storage_gb": 1, "memory_mb": 64}`)
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(began.Add(time.Duration(round) * 150 * time.Millisecond))) // where it is then is the point: anywhere
+		statuses(t, feed, c.ID, step)
 		if err := drives.main.kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +203,7 @@ func testReplicas(t *testing.T, given *machineContainerd) {
 	// Stopped in the middle of a delete and a create, for longer than its lease. It never goes on: the other ends it before it
 	// takes over.
 	for round, id := range doomed {
-		began := time.Now()
+		feed := at[stands].feed(t)
 		if err := at[stands].do(http.MethodDelete, "/compute/containers/"+id, "", nil); err != nil {
 			t.Fatal(err)
 		}
@@ -210,7 +211,7 @@ func testReplicas(t *testing.T, given *machineContainerd) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(began.Add(time.Duration(round) * 100 * time.Millisecond)))
+		statuses(t, feed, another.ID, steps[round])
 		if err := drives.main.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"time"
 )
 
 const (
@@ -55,8 +54,7 @@ type Channel struct {
 	window   int64 // what the peer may have on its way, in all; 0 once given back
 	unused   int64 // … of it
 	consumed int64 // read since credit was given
-	granted  time.Time
-	unpaced  int // requests sent since one was answered
+	unpaced  int   // requests sent since one was answered
 	waiting  []chan reply
 }
 
@@ -181,12 +179,8 @@ func (c *Channel) await(q *queue) error {
 	return io.EOF
 }
 
-// prompt is how soon a reader takes half a window that is worth doubling: one that is slower has enough.
-const prompt = 20 * time.Millisecond
-
 // unlockConsumed counts n bytes as read, unlocks c.mu, and gives credit for them: half a window at a time, and more to
-// a peer that was held up by it while the reader kept up: it has read all there is, or reads promptly. (On the long way of pod exec
-// there is always something that has just come.)
+// a peer that was held up by it.
 func (c *Channel) unlockConsumed(n int64) {
 	c.consumed += n
 	if c.ended || c.eof || c.consumed < c.window/2 {
@@ -194,10 +188,7 @@ func (c *Channel) unlockConsumed(n int64) {
 		return
 	}
 	grant := c.consumed
-	now := time.Now()
-	keepsUp := c.in.empty() && c.errs.empty() || now.Sub(c.granted) < prompt
-	c.granted = now
-	if more := min(c.window, maxWindow-c.window); more > 0 && c.unused < c.window/2 && keepsUp {
+	if more := min(c.window, maxWindow-c.window); more > 0 && c.unused < c.window/2 && c.in.empty() && c.errs.empty() {
 		if c.conn.takeExtra(more) {
 			c.window += more
 			grant += more

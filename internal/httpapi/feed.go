@@ -279,6 +279,7 @@ func (f *feed) list(ctx context.Context) error {
 	}
 	f.behind = false
 	f.ledger.begin(list, seq)
+	f.told = nil // a list has no addresses, and what was told before it may not have been sent
 	f.sayList(list)
 	f.sayMoved()
 	return nil

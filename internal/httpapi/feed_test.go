@@ -460,3 +460,32 @@ func TestFeedAddress(t *testing.T) {
 	a.create(a.bobToken, "bobs", a.addKey(a.bobToken, "laptop"))
 	his.list() // nothing of ada's came before
 }
+
+// An address that did not fit into what waits to be sent comes after the list that makes up for it.
+func TestFeedAddressAfterOverflow(t *testing.T) {
+	a := newAPI(t, func(c *Config) { c.ExternalIP = "192.0.2.1" })
+	c := a.create(a.adaToken, "box", a.addKey(a.adaToken, "laptop"))
+	a.await(a.adaToken, c.ID, compute.StatusRunning)
+	state, err := a.store.ReconcileState(t.Context(), c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &feed{s: a.server, out: make(chan frame), send: func() {}} // no room at all
+	f.cred.User = state.Owner
+	f.ledger.shown = map[compute.ContainerID]condition{c.ID: {status: compute.StatusRunning}}
+	a.server.SetExternalIP(state.Ref(), netip.MustParseAddr("198.51.100.7"))
+	if f.sayMoved(); !f.behind {
+		t.Fatal("it had room")
+	}
+	f.out = make(chan frame, 2)
+	if err := f.list(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.out) != 2 {
+		t.Fatalf("it says %d things, want the list and the address", len(f.out))
+	}
+	<-f.out
+	if said := string((<-f.out).data); !strings.Contains(said, `"external_ip":"198.51.100.7"`) {
+		t.Errorf("after the list it says %s", said)
+	}
+}

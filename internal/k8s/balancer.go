@@ -113,11 +113,8 @@ func addressOf(s *corev1.Service) (first netip.Addr) {
 	return first
 }
 
-// removeBalancer gives the container's address back.
+// removeBalancer gives the container's address back, if it has one: also where the option was turned off since.
 func (e *Engine) removeBalancer(ctx context.Context, r compute.Ref) error {
-	if e.opt.LoadBalancers == nil {
-		return nil
-	}
 	o, exists, err := e.services.GetStore().GetByKey(e.opt.GatewayNamespace + "/" + r.String())
 	if err != nil || !exists {
 		return err

@@ -47,7 +47,7 @@ func rights() []right {
 		{group: "networking.k8s.io", resource: "networkpolicies", verbs: apply},
 		{group: rbacv1.GroupName, resource: "rolebindings", verbs: apply},
 		{group: rbacv1.GroupName, resource: "clusterroles", name: nameGateway, verbs: []string{"bind"}},
-		{resource: "secrets", name: "berth-pull", verbs: []string{"create", "patch"}},
+		{resource: "secrets", name: namePull, verbs: []string{"create", "patch"}},
 		{resource: "pods", verbs: []string{"get", "list", "watch", "delete"}},
 		{resource: "pods/resize", verbs: []string{"patch"}},
 		{resource: "pods/exec", verbs: []string{"get", "create"}},
