@@ -45,6 +45,16 @@ func TestBetweenSkipsNoStatus(t *testing.T) {
 	}
 }
 
+// An id of digits alone, one of 43, would be an address to a resolver.
+func TestIDsAreNames(t *testing.T) {
+	for range 2000 {
+		id := compute.NewContainerID()
+		if _, err := compute.ParseContainerID(string(id)); err != nil || strings.Trim(string(id), "0123456789") == "" {
+			t.Fatalf("%s: no id that is a host's name (%v)", id, err)
+		}
+	}
+}
+
 func TestRefNames(t *testing.T) {
 	r := compute.Ref{Owner: 42, ID: "a1b2c3d4"}
 	if r.String() != "compute-42-a1b2c3d4" {

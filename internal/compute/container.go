@@ -22,11 +22,17 @@ type ContainerID string
 
 var containerID = regexp.MustCompile(`^[0-9a-f]{8}$`)
 
-// NewContainerID returns 32 random bits as an id. The store rejects one that was ever taken; callers then try again.
+// NewContainerID returns 32 random bits as an id. The store rejects one that was ever taken; callers then try again. It has a
+// letter, since the id is a host's name too, and resolvers take a name of digits alone for an address: inet_aton(3) reads
+// 25918258 as 1.139.123.50.
 func NewContainerID() ContainerID {
-	var b [4]byte
-	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
-	return ContainerID(hex.EncodeToString(b[:]))
+	for {
+		var b [4]byte
+		_, _ = rand.Read(b[:]) // never fails: see crypto/rand
+		if id := hex.EncodeToString(b[:]); strings.ContainsAny(id, "abcdef") {
+			return ContainerID(id)
+		}
+	}
 }
 
 // ParseContainerID returns s as an id, or CodeNotFound: an id that cannot exist looks like one that does not.

@@ -2,8 +2,6 @@ package containerd
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"os"
@@ -158,9 +156,7 @@ func capable(t *testing.T, capability int) bool {
 }
 
 func newSpec() compute.Spec {
-	var b [4]byte
-	_, _ = rand.Read(b[:])
-	id := compute.ContainerID(hex.EncodeToString(b[:]))
+	id := compute.NewContainerID()
 	return compute.Spec{
 		Ref: compute.Ref{Owner: 7, ID: id}, Hostname: string(id) + ".compute.localhost", MilliCPU: 1000, Arch: runtime.GOARCH,
 		MemoryMB: 256, StorageGB: 2, MountPaths: []string{"/root"},

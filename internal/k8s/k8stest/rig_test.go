@@ -6,8 +6,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"flag"
 	"io"
 	"log/slog"
@@ -144,9 +142,7 @@ func agentArchive(t testing.TB) string {
 }
 
 func newSpec() compute.Spec {
-	var b [4]byte
-	_, _ = rand.Read(b[:])
-	id := compute.ContainerID(hex.EncodeToString(b[:]))
+	id := compute.NewContainerID()
 	return compute.Spec{
 		Ref: compute.Ref{Owner: 7, ID: id}, Hostname: string(id) + ".compute.localhost", MilliCPU: 1000, Arch: runtime.GOARCH,
 		MemoryMB: 256, StorageGB: 2, MountPaths: []string{"/root"},
