@@ -277,9 +277,9 @@ func (b *berth) openGateway(
 	lob := lobby.New(b.zone, containers, b.log.With("part", "lobby"))
 	gateway, err := sshproxy.New(sshproxy.Options{
 		Zone: b.zone, HostKeys: b.hostKeys, Directory: dir, Sessions: b.sessions, Changes: changes,
-		Record: b.audit.queue.Record,
-		Lobby:  func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
-		Log:    b.log.With("part", "ssh"),
+		Record: b.audit.queue.Record, Balancers: config.Networks(b.cfg.ProxyProtocolFrom),
+		Lobby: func(ctx context.Context, s sshproxy.LobbySession) int { return lob.Run(ctx, lobby.Session(s)) },
+		Log:   b.log.With("part", "ssh"),
 	})
 	if err != nil {
 		return err

@@ -100,13 +100,7 @@ func clusterOptions(c config.Config) (k8s.Options, error) {
 		}
 		o.Resolver = a
 	}
-	for _, b := range c.Blocked {
-		p, err := netip.ParsePrefix(b)
-		if err != nil {
-			return o, fmt.Errorf("blocked: %w", err)
-		}
-		o.Blocked = append(o.Blocked, p)
-	}
+	o.Blocked = config.Networks(c.Blocked)
 	return o, nil
 }
 

@@ -36,6 +36,8 @@ type Config struct {
 	EngineDir string `koanf:"engine-dir" help:"directory of the containers, which control planes of one machine share; empty: the data directory"`
 	Database  string `koanf:"database" help:"address of a PostgreSQL database, postgres://USER@HOST/NAME; empty: an SQLite file in the data directory"`
 
+	ProxyProtocolFrom []string `koanf:"proxy-protocol-from" help:"networks of load balancers before ssh-addr, which tell by PROXY protocol who connects"`
+
 	ExternalIP     string   `koanf:"external-ip" help:"IPv4 at which clients reach the gateway; empty takes ssh-addr's where that is one"`
 	PublicURL      string   `koanf:"public-url" help:"the API's address as browsers see it, such as https://api.example.com; empty goes by the Host header"`
 	AllowedOrigins []string `koanf:"allowed-origins" help:"addresses of other web pages that may use the API as their visitors"`
@@ -225,6 +227,23 @@ func oneLine(err error) string {
 	return strings.Join(strings.Fields(text), " ")
 }
 
+// Networks returns a setting's networks. One that Validate refuses is left out.
+func Networks(setting []string) (list []netip.Prefix) {
+	for _, n := range setting {
+		if p, err := netip.ParsePrefix(n); err == nil {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// checkNetwork refuses what is no network, and one that has bits of an address in it, as slips of a digit do.
+func checkNetwork(setting, network string, bad func(setting, format string, args ...any)) {
+	if p, err := netip.ParsePrefix(network); err != nil || p.Masked() != p {
+		bad(setting, "%q is no network by its first address, such as 198.51.100.0/24", network)
+	}
+}
+
 var zoneLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // Validate says, in words for the operator, what is wrong with every setting that is.
@@ -253,6 +272,9 @@ func (c Config) Validate() error {
 	}
 	if ip, err := netip.ParseAddr(c.ExternalIP); c.ExternalIP != "" && (err != nil || !ip.Is4() || ip.IsUnspecified()) {
 		bad("external-ip", "%q is not an IPv4 address, such as 192.0.2.1", c.ExternalIP)
+	}
+	for _, n := range c.ProxyProtocolFrom {
+		checkNetwork("proxy-protocol-from", n, bad)
 	}
 	c.checkOrigins(bad)
 	if c.Subnet != "" {

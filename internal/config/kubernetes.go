@@ -92,9 +92,7 @@ func (c Config) checkKubernetes(bad func(setting, format string, args ...any)) {
 		bad("resolver", "%q is no address, such as 10.96.0.10", c.Resolver)
 	}
 	for _, b := range c.Blocked {
-		if p, err := netip.ParsePrefix(b); err != nil || p.Masked() != p {
-			bad("blocked", "%q is no network by its first address, such as 198.51.100.0/24", b)
-		}
+		checkNetwork("blocked", b, bad)
 	}
 	if !c.OnKubernetes() {
 		return

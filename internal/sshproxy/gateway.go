@@ -60,6 +60,7 @@ type Options struct {
 	Lobby     func(ctx context.Context, s LobbySession) (exit int)
 	Changes   Changes
 	Record    func(compute.AuditRecord) // takes logins, refusals and sessions; must not wait
+	Balancers []netip.Prefix            // load balancers, which tell by PROXY protocol who connects; nobody else is believed
 	Limits    Limits
 	Log       *slog.Logger
 }
@@ -226,8 +227,17 @@ func (g *Gateway) untrack(l net.Listener) {
 	delete(g.listeners, l)
 }
 
-// accept serves a client's socket in a goroutine, if there is room for one more that has not logged in.
+// accept begins a connection, which takes no time: where a load balancer has yet to tell whose it is, in a goroutine.
 func (g *Gateway) accept(nc net.Conn) {
+	if tcp := tcpOf(nc); tcp != nil && g.balances(nc.RemoteAddr()) {
+		g.wg.Go(func() { g.handOn(tcp) })
+		return
+	}
+	g.begin(nc)
+}
+
+// begin serves a client's connection in a goroutine, if there is room for one more that has not logged in.
+func (g *Gateway) begin(nc net.Conn) {
 	release, ok := g.startups.admit(sourceOf(nc.RemoteAddr()))
 	if !ok {
 		g.log.Info("refused: too many connections that have not logged in", "remote", nc.RemoteAddr())
@@ -237,7 +247,7 @@ func (g *Gateway) accept(nc net.Conn) {
 		_ = nc.Close()
 		return
 	}
-	if tcp, ok := nc.(*net.TCPConn); ok {
+	if tcp := tcpOf(nc); tcp != nil {
 		// A suspended laptop is gone after some ten minutes, about as long as TCP itself would try.
 		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{
 			Enable: true, Idle: time.Minute, Interval: 30 * time.Second, Count: 20,

@@ -48,8 +48,7 @@ type wire struct {
 // openWire exchanges identification strings on nc. It blocks until the client's is there: close nc to end it.
 func openWire(nc net.Conn, version string) (*wire, error) {
 	w := &wire{Conn: nc, sent: []byte("SSH-2.0-" + version + "\r\n")}
-	tcp, isTCP := nc.(*net.TCPConn)
-	if isTCP {
+	if tcp := tcpOf(nc); tcp != nil {
 		w.quick.init(tcp)
 	}
 	w.quick.arm()
@@ -74,7 +73,8 @@ func openWire(nc net.Conn, version string) (*wire, error) {
 		w.quick.arm()
 	}
 	w.ahead = buf
-	if isTCP && roundTrip(tcp) < nearRTT {
+	// Behind a load balancer, the kernel measured the way to that.
+	if tcp, direct := nc.(*net.TCPConn); direct && roundTrip(tcp) < nearRTT {
 		return w, w.peekKexInit(tcp)
 	}
 	return w, nil
