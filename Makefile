@@ -68,7 +68,7 @@ bench-k8s: ask-go ask-root cluster ## The same on a Kubernetes, beside kubectl e
 .PHONY: test-k8s
 test-k8s: ask-go ask-root cluster ## Run those alone that need a Kubernetes, on ones that they start (ARGS as for test)
 	@deploy/install-packages test
-	@$(with-image) build $(images)/index.json
+	@$(with-image) build $(images)/index.json build/helm
 	@deploy/test $(or $(ARGS),kubernetes)
 
 .PHONY: cluster-up
@@ -188,6 +188,10 @@ build/devcluster/devcluster: go.mod $(wildcard deploy/devcluster/*.go deploy/dev
 
 build/devcluster/pause: go.mod deploy/devcluster/pause/main.go
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./deploy/devcluster/pause
+
+# The chart's test installs it with Helm's own program.
+build/helm: $(wildcard deploy/helm/render/go.*)
+	@CGO_ENABLED=0 go build -C deploy/helm/render -trimpath -o ../../../$@ helm.sh/helm/v3/cmd/helm
 
 build/mkimage: go.mod $(wildcard deploy/images/mkimage/*.go)
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./deploy/images/mkimage

@@ -1,11 +1,14 @@
 package shiptest
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -15,10 +18,11 @@ import (
 
 // What a cluster of somebody else's has around it: volumes that whoever runs in a pod may write, a database, and load balancers.
 
-// makeVolume has the control plane's claim get a volume of the group that it asks for. The development cluster's own are root's.
-func makeVolume(t *testing.T, c *clustertest.Cluster) {
+// makeVolume has the control plane's next claim get a volume of the group that it asks for. The development cluster's own are
+// root's.
+func makeVolume(t *testing.T, c *clustertest.Cluster, name string) {
 	t.Helper()
-	dir := filepath.Join(c.Dir, "tmp/berth-data") // the node's /tmp
+	dir := filepath.Join(c.Dir, "tmp", name) // the node's /tmp
 	if err := os.Mkdir(dir, 0o770); err != nil {
 		t.Fatal(err)
 	}
@@ -28,23 +32,23 @@ func makeVolume(t *testing.T, c *clustertest.Cluster) {
 	if err := os.Chmod(dir, 0o770); err != nil {
 		t.Fatal(err)
 	}
-	c.Apply(t, `
+	c.Apply(t, strings.ReplaceAll(`
 apiVersion: v1
 kind: PersistentVolume
-metadata: {name: berth-data}
+metadata: {name: VOLUME}
 spec:
   capacity: {storage: 5Gi}
   accessModes: [ReadWriteOnce]
   storageClassName: standard
   persistentVolumeReclaimPolicy: Retain
   claimRef: {namespace: berth, name: berth-data}
-  hostPath: {path: /tmp/berth-data, type: Directory}
-`)
+  hostPath: {path: /tmp/VOLUME, type: Directory}
+`, "VOLUME", name))
 }
 
-// postgresOverlay starts a PostgreSQL that asks for a password, and returns an operator's own overlay for it. The Secret with the
-// password is made as docs/operator/kubernetes.md says.
-func postgresOverlay(t *testing.T, c *clustertest.Cluster) string {
+// postgresOverlay starts a PostgreSQL that asks for a password, and returns an operator's own overlay for it, and for a registry
+// that asks for one too. The Secrets with the passwords are made as docs/operator/kubernetes.md says.
+func postgresOverlay(t *testing.T, c *clustertest.Cluster, images *clustertest.Registry) string {
 	t.Helper()
 	server, err := pgtest.Start("listen_addresses = '"+c.Machine+"'", "fsync = off")
 	if err != nil {
@@ -73,6 +77,8 @@ func postgresOverlay(t *testing.T, c *clustertest.Cluster) string {
 	}
 	c.Do(t, "create", "namespace", "berth")
 	c.Do(t, "-n", "berth", "create", "secret", "generic", "berth-database", "--from-file=pgpass="+pgpass)
+	c.Do(t, "-n", "berth", "create", "secret", "docker-registry", "berth-pull", "--docker-server="+images.Address,
+		"--docker-username="+images.User, "--docker-password="+images.Password)
 
 	overlay := filepath.Join(dir, "overlay")
 	if err := os.Mkdir(overlay, 0o755); err != nil {
@@ -90,7 +96,12 @@ configMapGenerator:
 - name: berth-settings
   namespace: berth
   behavior: merge
-  literals: ["BERTH_DATABASE=postgres://berth@%s/berth"]
+  literals: ["BERTH_DATABASE=postgres://berth@%s/berth", BERTH_PULL_SECRETS=berth-pull]
+patches:
+- target: {kind: Deployment, name: berth-api}
+  patch: '[{op: add, path: /spec/template/spec/imagePullSecrets, value: [{name: berth-pull}]}]'
+- target: {kind: StatefulSet, name: berth-gateway}
+  patch: '[{op: add, path: /spec/template/spec/imagePullSecrets, value: [{name: berth-pull}]}]'
 `, base, c.Machine)
 	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -118,4 +129,15 @@ func giveAddress(t *testing.T, c *clustertest.Cluster) {
 		}
 	})
 	t.Cleanup(wait.Wait)
+}
+
+// login leaves what `docker login` leaves.
+func (r *rig) login(to *clustertest.Registry) {
+	r.t.Helper()
+	dir := r.t.TempDir()
+	auth := base64.StdEncoding.EncodeToString([]byte(to.User + ":" + to.Password))
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, to.Address, auth), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	r.env = append(slices.Clone(r.env), "DOCKER_CONFIG="+dir)
 }
