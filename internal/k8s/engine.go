@@ -137,7 +137,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 // learnImage reads the containers' image, and returns whether it could.
 func (e *Engine) learnImage(ctx context.Context) bool {
 	registries, _ := e.credentials()
-	img, err := readImage(ctx, e.opt.Image, e.opt.ImageArchive, registries)
+	img, err := readImage(ctx, e.opt.Image, registries)
 	if err != nil && ctx.Err() == nil {
 		e.log.Warn("the containers' image cannot be read; until it is, its own command does not run, and mount paths are not checked against it",
 			"image", e.opt.Image, "err", err)

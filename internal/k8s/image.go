@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,7 +14,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
@@ -39,42 +36,27 @@ type entry struct {
 
 // Bounds on a foreign image.
 const (
-	maxEntries   = 2_000_000
-	maxLinks     = 40 // as the kernel counts
-	maxArchived  = 64 << 30
-	indexOfOCI   = "index.json"
-	ownerOnlyDir = 0o700
+	maxEntries = 2_000_000
+	maxLinks   = 40 // as the kernel counts
 )
 
-// readImage reads an image's configuration and the names of its files, from its archive where there is one, or else from
-// its registry.
-func readImage(ctx context.Context, reference, archive string, registries authn.Keychain) (image, error) {
-	var img v1.Image
+// readImage reads an image's configuration and the names of its files from its registry.
+func readImage(ctx context.Context, reference string, registries authn.Keychain) (image, error) {
 	read := image{reference: reference}
-	if archive != "" {
-		dir, err := os.MkdirTemp("", "berth-image-")
-		if err != nil {
-			return read, err
-		}
-		defer os.RemoveAll(dir)
-		if img, err = archived(archive, dir); err != nil {
-			return read, fmt.Errorf("read %s: %w", archive, err)
-		}
-	} else {
-		ref, err := name.ParseReference(reference)
-		if err != nil {
-			return read, err
-		}
-		there, err := remote.Get(ref, remote.WithContext(ctx), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
-			remote.WithAuthFromKeychain(authn.NewMultiKeychain(registries, authn.DefaultKeychain)))
-		if err != nil {
-			return read, err
-		}
-		if img, err = there.Image(); err != nil {
-			return read, err
-		}
-		read.reference = ref.Context().Digest(there.Digest.String()).String() // of all platforms
+	ref, err := name.ParseReference(reference)
+	if err != nil {
+		return read, err
 	}
+	there, err := remote.Get(ref, remote.WithContext(ctx), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
+		remote.WithAuthFromKeychain(authn.NewMultiKeychain(registries, authn.DefaultKeychain)))
+	if err != nil {
+		return read, err
+	}
+	img, err := there.Image()
+	if err != nil {
+		return read, err
+	}
+	read.reference = ref.Context().Digest(there.Digest.String()).String() // of all platforms
 	config, err := img.ConfigFile()
 	if err != nil {
 		return read, err
@@ -88,58 +70,6 @@ func readImage(ctx context.Context, reference, archive string, registries authn.
 	}
 	read.tree = tree
 	return read, nil
-}
-
-// archived opens the one image of an OCI layout in a tar file.
-func archived(file, dir string) (v1.Image, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	for r := tar.NewReader(io.LimitReader(f, maxArchived)); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		if h.Typeflag != tar.TypeReg {
-			continue
-		}
-		to := filepath.FromSlash(path.Clean(h.Name))
-		if err := root.MkdirAll(filepath.Dir(to), ownerOnlyDir); err != nil {
-			return nil, err
-		}
-		w, err := root.Create(to)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := io.Copy(w, r); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-		if err := w.Close(); err != nil {
-			return nil, err
-		}
-	}
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, fmt.Errorf("it is no OCI layout: %w", err)
-	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	if len(manifest.Manifests) != 1 {
-		return nil, fmt.Errorf("its %s names %d images, not one", indexOfOCI, len(manifest.Manifests))
-	}
-	return index.Image(manifest.Manifests[0].Digest)
 }
 
 func readTree(ctx context.Context, files *tar.Reader) (map[string]entry, error) {

@@ -14,12 +14,11 @@ type Options struct {
 	Kubeconfig     string // file; empty: as a pod of the cluster
 	InstallationID string
 
-	Image        string            // containers run it, by digest where it may change
-	ImageArchive string            // where the nodes have it from an OCI archive; empty: it is read from its registry
-	AgentImage   string            // has the agent as /agent
-	PullPolicy   corev1.PullPolicy // default: Kubernetes' own
-	PullSecrets  []string          // for registries: Secrets in the gateway's namespace, copied to where kubelets need them
-	AcceptEnv    []string          // environment variables that clients may send
+	Image       string            // containers run it, by digest where it may change
+	AgentImage  string            // has the agent as /agent
+	PullPolicy  corev1.PullPolicy // default: Kubernetes' own
+	PullSecrets []string          // for registries: Secrets in the gateway's namespace, copied to where kubelets need them
+	AcceptEnv   []string          // environment variables that clients may send
 
 	StorageClass string // empty: the cluster's default
 

@@ -33,6 +33,7 @@ type Cluster struct {
 	Network       string `json:"network"`
 	LoadBalancers string `json:"load_balancers"`
 	Containerd    string `json:"containerd"`
+	Registry      string `json:"registry"`
 	Logs          string `json:"logs"`
 	Registries    string `json:"registries"`
 

@@ -73,6 +73,7 @@ Host compute.example.com
 Host *.compute.example.com
   ProxyJump compute.example.com
 Host *
+  HostKeyAlias compute.example.com
   IdentityFile %s
   StrictHostKeyChecking accept-new
   UserKnownHostsFile %s/known_hosts

@@ -63,7 +63,7 @@ func TestFaults(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				test(t, &rig{t: t, cluster: r.cluster, opt: r.opt})
+				test(t, r.in(t))
 			})
 		}
 	})
@@ -322,7 +322,7 @@ func testRightsAtStart(t *testing.T, r *rig) {
 // refuses opens an engine, which must fail, and say why.
 func (r *rig) refuses(o k8s.Options, words ...string) {
 	r.t.Helper()
-	o.ImageArchive = ""
+	o.Image = r.unread
 	ctx, cancel := context.WithTimeout(r.ctx(), 5*time.Second)
 	defer cancel()
 	e, err := k8s.Open(ctx, o)
@@ -427,7 +427,7 @@ func testSlow(t *testing.T, r *rig) {
 		proxy.ServeHTTP(w, q)
 	}))
 	t.Cleanup(func() { close(over); server.CloseClientConnections(); server.Close() })
-	r.opt.ImageArchive = ""
+	r.opt.Image = r.unread
 	r.opt.Kubeconfig = r.kubeconfig(server.URL)
 	e := r.open()
 	t.Cleanup(r.close)

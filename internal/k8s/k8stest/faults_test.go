@@ -43,7 +43,7 @@ func TestEngine(t *testing.T) {
 		{"another installation's namespace", testForeign},
 		{"the API server ends", testAPIServerEnds},
 	} {
-		t.Run(part.name, func(t *testing.T) { part.test(t, &rig{t: t, cluster: r.cluster, opt: r.opt, e: r.e}) })
+		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
 }
 
@@ -92,7 +92,7 @@ func testWrongKubeconfig(t *testing.T, r *rig) {
 		},
 	} {
 		wrong = r.opt
-		wrong.ImageArchive = "" // which takes time to read
+		wrong.Image = r.unread // which takes time to read
 		change()
 		ctx, cancel := context.WithTimeout(r.ctx(), 5*time.Second)
 		if e, err := k8s.Open(ctx, wrong); err == nil || !strings.Contains(err.Error(), what) {
@@ -174,7 +174,7 @@ func testOneProtocol(t *testing.T, r *rig) {
 		}))
 		t.Cleanup(server.Close)
 		opt := r.opt
-		opt.ImageArchive, opt.Kubeconfig = "", r.kubeconfig(server.URL)
+		opt.Image, opt.Kubeconfig = r.unread, r.kubeconfig(server.URL)
 		e, err := k8s.Open(r.ctx(), opt)
 		if err != nil {
 			t.Fatal(err)

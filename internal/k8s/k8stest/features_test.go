@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,9 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"berth/deploy/devcluster/clustertest"
 	"berth/internal/compute"
@@ -41,7 +41,7 @@ func TestFeatures(t *testing.T) {
 		{"spread over nodes, and users of its own", testPlacement},
 		{"storage that is bounded, full, and grows", testBoundedStorage},
 	} {
-		t.Run(part.name, func(t *testing.T) { part.test(t, &rig{t: t, cluster: r.cluster, opt: r.opt, e: r.e}) })
+		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
 }
 
@@ -117,7 +117,7 @@ func testPreparedOnce(t *testing.T, r *rig) {
 
 // testUnprepared has an image that cannot be read, and so mount paths that nobody could check.
 func testUnprepared(t *testing.T, r *rig) {
-	r = r.with(func(o *k8s.Options) { o.ImageArchive = "" })
+	r = r.with(func(o *k8s.Options) { o.Image = r.unread })
 	s := r.provision()
 	s.MountPaths, s.Running, s.Generation = []string{"/root", "/usr/bin/env"}, true, 1
 	seen := make(chan compute.Observation, 100)
@@ -160,19 +160,11 @@ func testUnprepared(t *testing.T, r *rig) {
 // userImage is the base image with a command of its own, which another user runs.
 func (r *rig) userImage() v1.Image {
 	r.t.Helper()
-	dir := r.t.TempDir()
-	if out, err := exec.Command("tar", "-xf", r.opt.ImageArchive, "-C", dir).CombinedOutput(); err != nil {
-		r.t.Fatalf("%v: %s", err, out)
-	}
-	index, err := layout.ImageIndexFromPath(dir)
+	base, err := name.ParseReference(r.opt.Image)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	img, err := index.Image(manifest.Manifests[0].Digest)
+	img, err := remote.Image(base)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -203,7 +195,7 @@ func testRegistryImage(t *testing.T, r *rig) {
 	}
 	pull("secret")
 	r.cluster.Undo(t, "-n", r.opt.GatewayNamespace, "delete", "secret", "berth-pull")
-	r = r.with(func(o *k8s.Options) { o.Image, o.ImageArchive, o.PullSecrets = tag, "", []string{"berth-pull"} })
+	r = r.with(func(o *k8s.Options) { o.Image, o.PullSecrets = tag, []string{"berth-pull"} })
 	r.watched()
 	s := r.run()
 	r.want(s, "until [ -e /tmp/who ]; do :; done; cat /tmp/who", "www-data users /var/www /var/lib hello $(HOME) $(HOME)\n")

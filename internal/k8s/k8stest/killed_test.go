@@ -48,7 +48,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	r.close()
 	opt := r.opt
 	opt.Log = nil
-	opt.ImageArchive = "" // which takes seconds to read, of each of a hundred lives; nothing here depends on what is in it
+	opt.Image = r.unread // to read it takes seconds of each of a hundred lives; nothing here depends on what is in it
 	enginetest.RunKilled(t, &enginetest.Mortal{
 		Config: opt, Open: openMortal, Planes: 2,
 		Gone: func(t *testing.T, _ enginetest.Engine, ref compute.Ref) { gone(t, r.cluster, ref) },

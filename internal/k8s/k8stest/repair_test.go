@@ -89,7 +89,7 @@ func (r *record) has(words string) error {
 func (r *rig) plane(t *testing.T, change func(*k8s.Options)) *plane {
 	t.Helper()
 	p := &plane{t: t, cluster: r.cluster, opt: r.opt, database: filepath.Join(t.TempDir(), "berth.db"), log: &record{t: t}}
-	p.opt.ImageArchive = ""
+	p.opt.Image = r.unread
 	if change != nil {
 		change(&p.opt)
 	}

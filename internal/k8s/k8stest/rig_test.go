@@ -3,26 +3,18 @@
 package k8stest
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"flag"
-	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	corev1 "k8s.io/api/core/v1"
 
 	"berth/deploy/devcluster/clustertest"
+	"berth/deploy/images/pack"
 	"berth/internal/compute"
 	"berth/internal/enginetest"
 	"berth/internal/k8s"
@@ -30,10 +22,7 @@ import (
 
 var running = flag.String("cluster", "", "the directory of a cluster that runs, instead of one of the test's own")
 
-const (
-	installation = "11111111-2222-3333-4444-555555555555"
-	agentImage   = "berth.local/agent:test"
-)
+const installation = "11111111-2222-3333-4444-555555555555"
 
 // rig is an engine on a cluster.
 type rig struct {
@@ -41,6 +30,7 @@ type rig struct {
 	cluster  *clustertest.Cluster
 	accounts accounts // the engine has the control plane's
 	opt      k8s.Options
+	unread   string // the base image by a name of the node's own, of which no registry knows what is in it
 	e        *k8s.Engine
 }
 
@@ -53,18 +43,29 @@ func newRig(t testing.TB) *rig {
 	} else {
 		c = clustertest.Start(t)
 	}
-	base := filepath.Join(clustertest.Root(t), "build/base-image.tar")
+	build := filepath.Join(clustertest.Root(t), "build")
+	base := filepath.Join(build, "base-image.tar")
 	c.Run(t, "load", base)
-	c.Run(t, "load", agentArchive(t))
+	images, err := pack.Push(t.Context(), filepath.Join(build, "images-"+runtime.GOARCH), c.Registry+"/berth", "test", func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
 	a := newAccounts(t, c)
-	r := &rig{t: t, cluster: c, accounts: a, opt: k8s.Options{
-		Kubeconfig: a.api, InstallationID: installation,
-		Image: clustertest.ImageName(t, base), ImageArchive: base, AgentImage: agentImage, PullPolicy: corev1.PullIfNotPresent,
-		GatewayNamespace: "berth", Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	r := &rig{t: t, cluster: c, accounts: a, unread: clustertest.ImageName(t, base), opt: k8s.Options{
+		Kubeconfig: a.api, InstallationID: installation, Image: images[pack.Base].Ref, AgentImage: images[pack.Agent].Ref,
+		PullPolicy: corev1.PullIfNotPresent, GatewayNamespace: "berth",
+		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}}
 	t.Cleanup(r.close)
 	r.open()
 	return r
+}
+
+// in is the rig for a part of its test.
+func (r *rig) in(t *testing.T) *rig {
+	part := *r
+	part.t = t
+	return &part
 }
 
 func (r *rig) open() *k8s.Engine {
@@ -90,55 +91,6 @@ func (r *rig) ctx() context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), enginetest.Timeout)
 	r.t.Cleanup(cancel)
 	return ctx
-}
-
-// agentArchive writes an image that has the agent and nothing else.
-func agentArchive(t testing.TB) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := enginetest.BuildAgent(dir + "/agent"); err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(dir + "/agent")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	err = w.WriteHeader(&tar.Header{Name: "agent", Mode: 0o755, Size: int64(len(program))})
-	if err == nil {
-		_, err = w.Write(program)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer.Bytes())), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := mutate.AppendLayers(empty.Image, l)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.OS, config.Architecture, config.Config = "linux", runtime.GOARCH, v1.Config{Entrypoint: []string{"/agent"}}
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		t.Fatal(err)
-	}
-	tag, err := name.NewTag(agentImage)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tarball.WriteToFile(dir+"/agent.tar", tag, img); err != nil {
-		t.Fatal(err)
-	}
-	return dir + "/agent.tar"
 }
 
 func newSpec() compute.Spec {

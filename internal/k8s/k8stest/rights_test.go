@@ -36,11 +36,6 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// in is the rig for a part of its test.
-func (r *rig) in(t *testing.T) *rig {
-	return &rig{t: t, cluster: r.cluster, accounts: r.accounts, opt: r.opt, e: r.e}
-}
-
 // everyone is what Kubernetes itself lets each account do: ask what it may do, and who it is.
 const everyone = `
 create selfsubjectaccessreviews.authorization.k8s.io

@@ -42,7 +42,7 @@ func TestTransports(t *testing.T) {
 		{"what survives", testSurvives},
 		{"break-glass", testBreakGlass},
 	} {
-		t.Run(part.name, func(t *testing.T) { part.test(t, &rig{t: t, cluster: r.cluster, opt: r.opt, e: r.e}) })
+		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
 }
 
