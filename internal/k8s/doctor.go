@@ -277,11 +277,14 @@ func checkExec(ctx context.Context, p *probe) Check {
 	c := Check{Name: "exec", Fatal: true}
 	var works []string
 	var errs []error
-	for _, protocol := range []string{overWebSocket, overSPDY} {
-		if _, err := p.exec(ctx, protocol, "--version"); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", protocol, err))
+	for _, way := range []struct {
+		name string
+		over protocol
+	}{{"WebSocket", execer.overWebSocket}, {"SPDY", execer.overSPDY}} {
+		if _, err := p.exec(ctx, way.over, "--version"); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", way.name, err))
 		} else {
-			works = append(works, protocol)
+			works = append(works, way.name)
 		}
 	}
 	c.Detail = strings.Join(works, ", ")

@@ -84,10 +84,7 @@ func (x execer) dial(ctx, life context.Context, r compute.Ref, command ...string
 // stream runs a command until it or life ends. While the API server says that it has too much to do, it is asked again, as late
 // as it says, until ctx ends.
 func (x execer) stream(ctx, life context.Context, by [2]protocol, r compute.Ref, command []string, o remotecommand.StreamOptions) error {
-	to := x.core.Post().Resource("pods").Namespace(r.String()).Name(podName(r)).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{
-			Container: nameMain, Command: command, Stdin: o.Stdin != nil, Stdout: true, Stderr: true,
-		}, scheme.ParameterCodec).URL()
+	to := x.command(r.String(), podName(r), command, o.Stdin != nil)
 	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		var refused *refusedError
 		err := by[0](x, life, to, o)
@@ -106,6 +103,14 @@ func (x execer) stream(ctx, life context.Context, by [2]protocol, r compute.Ref,
 			return err
 		}
 	}
+}
+
+// command is where a pod's main container runs one.
+func (x execer) command(namespace, pod string, command []string, stdin bool) *url.URL {
+	return x.core.Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{
+			Container: nameMain, Command: command, Stdin: stdin, Stdout: true, Stderr: true,
+		}, scheme.ParameterCodec).URL()
 }
 
 // Times between attempts while the API server is busy, where it does not say.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 
@@ -203,27 +201,12 @@ func (p *probe) address() string {
 	return net.JoinHostPort(p.pod.Status.PodIP, strconv.Itoa(probePort))
 }
 
-// The two protocols of pod exec.
-const (
-	overWebSocket = "WebSocket"
-	overSPDY      = "SPDY"
-)
-
 // exec runs the agent in the probe, over one protocol, and returns what it printed.
-func (p *probe) exec(ctx context.Context, protocol string, args ...string) ([]byte, error) {
-	to := p.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.pod.Namespace).Name(p.pod.Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{
-			Container: nameMain, Command: append([]string{"/agent"}, args...), Stdout: true, Stderr: true,
-		}, scheme.ParameterCodec).URL()
-	x, err := remotecommand.NewSPDYExecutor(p.config, http.MethodPost, to)
-	if protocol == overWebSocket {
-		x, err = remotecommand.NewWebSocketExecutor(p.config, http.MethodGet, to.String())
-	}
-	if err != nil {
-		return nil, err
-	}
+func (p *probe) exec(ctx context.Context, over protocol, args ...string) ([]byte, error) {
+	x := execer{p.config, p.client.CoreV1().RESTClient()}
+	to := x.command(p.pod.Namespace, p.pod.Name, append([]string{"/agent"}, args...), false)
 	out, said := &head{limit: 64 << 10}, &head{limit: maxComplaint}
-	if err := x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: out, Stderr: said}); err != nil {
+	if err := over(x, ctx, to, remotecommand.StreamOptions{Stdout: out, Stderr: said}); err != nil {
 		return nil, said.explain(err)
 	}
 	return out.bytes(), nil
@@ -240,10 +223,10 @@ type probed struct {
 func (p *probe) ask(ctx context.Context, args ...string) (probed, error) {
 	var found probed
 	args = append([]string{"probe"}, args...)
-	out, err := p.exec(ctx, overWebSocket, args...)
+	out, err := p.exec(ctx, execer.overWebSocket, args...)
 	if err != nil {
 		var again error
-		if out, again = p.exec(ctx, overSPDY, args...); again != nil {
+		if out, again = p.exec(ctx, execer.overSPDY, args...); again != nil {
 			return found, fmt.Errorf("run the probe: %w", errors.Join(err, again))
 		}
 	}
