@@ -91,7 +91,7 @@ func clusterOptions(c config.Config) (k8s.Options, error) {
 		NodeSelector: k8s.ParseLabels(c.NodeSelector), Tolerations: k8s.ParseTolerations(c.Tolerations),
 	}
 	if c.LoadBalancers {
-		o.LoadBalancers = &k8s.LoadBalancers{Class: c.LoadBalancerClass}
+		o.LoadBalancers = &k8s.LoadBalancers{Class: c.LoadBalancerClass, Annotations: k8s.ParseLabels(c.LoadBalancerAnnotations)}
 	}
 	if c.Resolver != "" {
 		a, err := netip.ParseAddr(c.Resolver)

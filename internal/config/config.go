@@ -69,9 +69,12 @@ type Config struct {
 	Spread              bool     `koanf:"spread" help:"spread containers over nodes where there is a choice, in place of filling one first"`
 	LoadBalancers       bool     `koanf:"load-balancers" help:"ask the cluster for an address of its own for each container, at which the gateways answer"`
 	LoadBalancerClass   string   `koanf:"load-balancer-class" help:"class of those load balancers; empty: the cluster's default"`
-	AgentTransport      string   `koanf:"agent-transport" help:"how containers' agents are reached: exec, by way of the API server, or pod, at their pods' addresses where those can be reached"`
-	Resolver            string   `koanf:"resolver" help:"resolver of the containers' names, an address; empty: the cluster's"`
-	Blocked             []string `koanf:"blocked" help:"networks that containers may not reach, beside private ones, such as 198.51.100.0/24"`
+
+	LoadBalancerAnnotations []string `koanf:"load-balancer-annotations" help:"what else the cluster's controller is told of them, each KEY=VALUE"`
+
+	AgentTransport string   `koanf:"agent-transport" help:"how containers' agents are reached: exec, by way of the API server, or pod, at their pods' addresses where those can be reached"`
+	Resolver       string   `koanf:"resolver" help:"resolver of the containers' names, an address; empty: the cluster's"`
+	Blocked        []string `koanf:"blocked" help:"networks that containers may not reach, beside private ones, such as 198.51.100.0/24"`
 
 	Subnet      string `koanf:"subnet" help:"IPv4 subnet for the containers; empty picks a free one"`
 	DNSUpstream string `koanf:"dns-upstream" help:"resolver for the containers, address:port; empty takes the host's"`

@@ -82,6 +82,7 @@ func TestBadSettings(t *testing.T) {
 		"--pull-policy=Sometimes":            "IfNotPresent",
 		"--pull-secrets=a/b":                 "no name",
 		"--load-balancer-class=a b":          "not a class",
+		"--load-balancer-annotations=a b=c":  "KEY=VALUE",
 		"--agent-transport=http":             "exec or pod",
 		"--architecture=riscv64":             "arm64",
 		"--resolver=kube-dns":                "no address",

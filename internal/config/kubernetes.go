@@ -53,6 +53,11 @@ func (c Config) checkKubernetes(bad func(setting, format string, args ...any)) {
 	if class := c.LoadBalancerClass; class != "" && !kubernetesKey.MatchString(class) {
 		bad("load-balancer-class", "%q is not a class, such as example.com/internal", class)
 	}
+	for _, a := range c.LoadBalancerAnnotations {
+		if key, _, ok := strings.Cut(a, "="); !ok || !kubernetesKey.MatchString(key) {
+			bad("load-balancer-annotations", "%q is not KEY=VALUE, such as example.com/proxy-protocol=v2", a)
+		}
+	}
 	for _, name := range c.GatewayNames {
 		if err := compute.ValidateGatewayName(name); err != nil {
 			bad("gateway-names", "%s", compute.UserMessage(err))

@@ -16,9 +16,8 @@ import (
 
 // LoadBalancers asks the cluster for an address of its own for each container, at which the gateway answers.
 type LoadBalancers struct {
-	Ports       []corev1.ServicePort // default: 22, to the port that the gateway's pods call ssh
-	Class       string               // empty: the cluster's default
-	Annotations map[string]string    // for the cluster's controller, such as one that asks for the PROXY protocol
+	Class       string            // empty: the cluster's default
+	Annotations map[string]string // for the cluster's controller, such as one that asks for the PROXY protocol
 }
 
 // balancer is the Service. It is the gateway's, in its namespace, and lives as long as the container, whether that runs or not.
@@ -30,7 +29,8 @@ func (m maker) balancer(r compute.Ref) *corev1.Service {
 			Name: r.String(), Namespace: m.opt.GatewayNamespace, Labels: m.labels(r), Annotations: lb.Annotations,
 		},
 		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeLoadBalancer, Selector: m.opt.GatewayLabels, Ports: lb.Ports,
+			Type: corev1.ServiceTypeLoadBalancer, Selector: m.opt.GatewayLabels,
+			Ports:                 []corev1.ServicePort{{Name: "ssh", Protocol: corev1.ProtocolTCP, Port: 22, TargetPort: intstr.FromString("ssh")}},
 			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, // keeps the client's address
 		},
 	}
@@ -38,10 +38,6 @@ func (m maker) balancer(r compute.Ref) *corev1.Service {
 		s.Spec.LoadBalancerClass = &lb.Class
 	}
 	return s
-}
-
-func defaultPorts() []corev1.ServicePort {
-	return []corev1.ServicePort{{Name: "ssh", Protocol: corev1.ProtocolTCP, Port: 22, TargetPort: intstr.FromString("ssh")}}
 }
 
 // ExternalIPs calls f with the address of every container that has one, and at each change, until ctx or the engine ends. A

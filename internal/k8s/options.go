@@ -54,15 +54,8 @@ func (o Options) withDefaults() (Options, error) {
 			missing = append(missing, errors.New("the Kubernetes engine needs to be told the "+name))
 		}
 	}
-	if lb := o.LoadBalancers; lb != nil {
-		if len(o.GatewayLabels) == 0 {
-			missing = append(missing, errors.New("load balancers need to be told the labels of the gateway's pods"))
-		}
-		if len(lb.Ports) == 0 {
-			with := *lb
-			with.Ports = defaultPorts()
-			o.LoadBalancers = &with
-		}
+	if o.LoadBalancers != nil && len(o.GatewayLabels) == 0 {
+		missing = append(missing, errors.New("load balancers need to be told the labels of the gateway's pods"))
 	}
 	if len(o.PullSecrets) == 0 {
 		o.PullSecrets = nil // none are copied
