@@ -163,16 +163,13 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 	}
 	defer func() { release(err) }()
 	now := e.look(s.Ref)
-	if now.phase == compute.PhaseAbsent {
-		if there, err := e.client.CoreV1().Namespaces().Get(ctx, s.String(), metav1.GetOptions{}); err == nil && !e.ours(there) {
-			return foreign()
-		} else if err != nil && !apierrors.IsNotFound(err) {
-			return e.explain(ctx, "look at the container's namespace", err)
+	if now.storeless() {
+		if now, err = e.lookHarder(ctx, now); err != nil {
+			return err
 		}
-	}
-	if now.claim == nil || now.claim.DeletionTimestamp != nil || now.claim.Status.Phase == corev1.ClaimLost ||
-		now.namespace == nil || now.namespace.DeletionTimestamp != nil {
-		return storageMissing() // what runs is left running: it may hold the only copy
+		if now.storeless() {
+			return storageMissing() // what runs is left running: it may hold the only copy
+		}
 	}
 	e.expect(u, nil)
 	if err := e.restore(ctx, u, now); err != nil {

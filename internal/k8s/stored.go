@@ -128,3 +128,32 @@ func (e *Engine) complaint(ctx context.Context, now sight) error {
 	}
 	return ofEvent(newest.Reason, newest.Message)
 }
+
+// storeless says whether the container's volume is not there, or about to go.
+func (s sight) storeless() bool {
+	return s.claim == nil || s.claim.DeletionTimestamp != nil || s.claim.Status.Phase == corev1.ClaimLost ||
+		s.namespace == nil || s.namespace.DeletionTimestamp != nil
+}
+
+// lookHarder asks the API server for what holds the container's storage. The caches are behind it where another control plane
+// made that moments ago.
+func (e *Engine) lookHarder(ctx context.Context, s sight) (_ sight, err error) {
+	s.namespace, err = e.client.CoreV1().Namespaces().Get(ctx, s.ref.String(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		s.namespace, s.claim = nil, nil
+		return s.see(), nil
+	case err != nil:
+		return s, e.explain(ctx, "look at the container's namespace", err)
+	case !e.ours(s.namespace):
+		return s, foreign()
+	}
+	s.claim, err = e.client.CoreV1().PersistentVolumeClaims(s.ref.String()).Get(ctx, nameStorage, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		s.claim = nil
+	case err != nil:
+		return s, e.explain(ctx, "look at the container's volume", err)
+	}
+	return s.see(), nil
+}
