@@ -41,9 +41,9 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-go ask-root ## Install what is missing and run the tests with the race detector: the packages', then end to end (not test-k8s)
+test: ask-go ask-root cluster ## Install what is missing and run the tests with the race detector: the packages', end to end, and on a Kubernetes
 	@deploy/install-packages test
-	@$(with-image) build build/oldest-agent
+	@$(with-image) build build/oldest-agent $(images)/index.json build/helm
 	@deploy/test $(ARGS)
 
 .PHONY: check
@@ -66,7 +66,7 @@ bench-k8s: ask-go ask-root cluster ## The same on a Kubernetes, beside kubectl e
 	@$(root) build/bench --kubernetes $(ARGS)
 
 .PHONY: test-k8s
-test-k8s: ask-go ask-root cluster ## Run those alone that need a Kubernetes, on ones that they start (ARGS as for test)
+test-k8s: ask-go ask-root cluster ## Those alone that need a Kubernetes, on ones that they start (ARGS as for test)
 	@deploy/install-packages test
 	@$(with-image) build $(images)/index.json build/helm
 	@deploy/test $(or $(ARGS),kubernetes)
