@@ -1,5 +1,5 @@
 // Package shiptest deploys Berth to development clusters as an operator does, uses it with stock clients, upgrades and removes
-// it. `make test-k8s` runs it; it has no code of its own.
+// it. `make test` runs it; it has no code of its own.
 package shiptest
 
 import (

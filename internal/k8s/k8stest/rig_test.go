@@ -1,5 +1,5 @@
 // Package k8stest holds the Kubernetes engine to the engines' contract, and to its own promises, on a development cluster: a
-// real API server, kubelet and containerd. `make test-k8s` runs it; it has no code of its own.
+// real API server, kubelet and containerd. `make test` runs it; it has no code of its own.
 package k8stest
 
 import (
