@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -198,7 +199,7 @@ func TestAnotherCluster(t *testing.T) {
 		on.chart(open.Address + "/some/berth")
 	})
 
-	t.Run("PostgreSQL, and a registry with a password", func(t *testing.T) {
+	t.Run("PostgreSQL and a locked registry", func(t *testing.T) {
 		on := r.on(t)
 		on.login(locked)
 		on.flags = append(to(locked), "--overlay", postgresOverlay(t, c, locked))
@@ -243,10 +244,12 @@ func (r *rig) first(c *clustertest.Cluster) (at string) {
 // that drives it. What is half made comes to run all the same.
 func (r *rig) takeOver(at string) {
 	r.t.Helper()
-	if n := len(r.pods("berth-api")); n != 2 {
-		r.t.Fatalf("%d control planes", n)
+	pods := strings.Fields(r.kubectl("-n", "berth", "get", "pods", "-l", "app.kubernetes.io/name=berth-api", "-o", "jsonpath={.items[*].metadata.name}"))
+	if len(pods) != 2 {
+		r.t.Fatalf("control planes: %v", pods)
 	}
-	for _, name := range []string{"first", "second"} {
+	for _, pod := range pods {
+		process, name := r.process(pod), strings.TrimPrefix(pod, "berth-api-")
 		var made struct{ ID string }
 		if err := r.api(http.MethodPost, "/compute/containers", map[string]any{"name": name, "ssh_key_ids": []int{1}, "ssh_enabled": true}, &made); err != nil {
 			r.t.Fatal(err)
@@ -257,17 +260,40 @@ func (r *rig) takeOver(at string) {
 			}
 			return nil
 		})
-		oldest := r.kubectl("-n", "berth", "get", "pods", "-l", "app.kubernetes.io/name=berth-api",
-			"--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[0].metadata.name}")
-		r.kubectl("-n", "berth", "delete", "pod", oldest, "--grace-period=0", "--force")
+		r.kill(process)
+		if there := r.life(made.ID); strings.Contains(there, "containerd://") {
+			r.t.Errorf("%s ran already when a control plane was killed", made.ID)
+		}
 		r.awaitRunning(made.ID)
 		if out := r.ssh("root@"+made.ID+"."+r.ready.Zone, "id -un"); out != "root\n" {
-			r.t.Errorf("in %s: %q", name, out)
+			r.t.Errorf("in %s: %q", made.ID, out)
 		}
-		r.kubectl("-n", "berth", "rollout", "status", "deployment/berth-api", "--timeout=3m")
+		clustertest.Eventually(r.t, patience, func() error {
+			if r.process(pod) == process {
+				return errors.New("its kubelet has not started it again")
+			}
+			return nil
+		})
+		r.kubectl("-n", "berth", "wait", "--for=condition=Ready", "pod", pod, "--timeout=3m")
 	}
 	if out := r.ssh(at, "echo in"); out != "in\n" {
 		r.t.Errorf("a login: %q", out)
+	}
+}
+
+// process is what a pod of Berth's runs, by the name that containerd has for it.
+func (r *rig) process(pod string) string {
+	r.t.Helper()
+	id := r.kubectl("-n", "berth", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+	return strings.TrimPrefix(id, "containerd://")
+}
+
+// kill ends one as a crash does. Kubernetes itself always asks first.
+func (r *rig) kill(process string) {
+	r.t.Helper()
+	cmd := exec.CommandContext(r.t.Context(), "ctr", "--address", r.cluster.Containerd, "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", process)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.t.Fatalf("ctr tasks kill: %v: %s", err, out)
 	}
 }
 
