@@ -98,10 +98,8 @@ configMapGenerator:
   behavior: merge
   literals: ["BERTH_DATABASE=postgres://berth@%s/berth", BERTH_PULL_SECRETS=berth-pull]
 patches:
-- target: {kind: Deployment, name: berth-api}
-  patch: '[{op: add, path: /spec/template/spec/imagePullSecrets, value: [{name: berth-pull}]}]'
-- target: {kind: StatefulSet, name: berth-gateway}
-  patch: '[{op: add, path: /spec/template/spec/imagePullSecrets, value: [{name: berth-pull}]}]'
+- patch: '{apiVersion: apps/v1, kind: Deployment, metadata: {name: berth-api, namespace: berth}, spec: {template: {spec: {imagePullSecrets: [{name: berth-pull}]}}}}'
+- patch: '{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: berth-gateway, namespace: berth}, spec: {template: {spec: {imagePullSecrets: [{name: berth-pull}]}}}}'
 `, base, c.Machine)
 	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
