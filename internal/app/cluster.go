@@ -165,9 +165,9 @@ func (b *berth) keepGatewaySecret(ctx context.Context, authority *link.Authority
 	if _, err := sshproxy.OpenHostKeys(b.cfg.DataDir); err != nil {
 		return err
 	}
-	var issued map[string]string // by name, the fingerprint
+	var unknown map[string]string // to the database: the fingerprint by the gateway's name
 	err := k8s.UpdateSecret(ctx, b.cfg.Kubeconfig, ownNamespace(b.cfg), b.cfg.GatewaySecret, func(data map[string][]byte) error {
-		issued = make(map[string]string)
+		unknown = make(map[string]string)
 		for _, name := range sshproxy.HostKeyFiles() {
 			text, err := os.ReadFile(b.files.path(name))
 			if err != nil {
@@ -177,16 +177,19 @@ func (b *berth) keepGatewaySecret(ctx context.Context, authority *link.Authority
 		}
 		for _, name := range b.cfg.GatewayNames {
 			key := name + ".pem"
-			there, err := link.Credential{}, error(fs.ErrNotExist)
+			there, absent := link.Credential{}, error(fs.ErrNotExist)
 			if text, ok := data[key]; ok {
-				there, err = link.ParseCredential(text)
+				there, absent = link.ParseCredential(text)
 			}
-			keep, err := b.mayKeep(ctx, authority, there, err, "Secret "+b.cfg.GatewaySecret)
-			if err != nil {
+			keep, err := b.mayKeep(ctx, authority, there, absent, "Secret "+b.cfg.GatewaySecret)
+			switch {
+			case err != nil:
 				return err
-			}
-			if !keep {
-				if data[key], issued[name], err = authority.Issue(name); err != nil {
+			case keep:
+			case absent == nil && authority.Issued(there): // by a control plane that has yet to store it
+				unknown[name] = there.Fingerprint
+			default:
+				if data[key], unknown[name], err = authority.Issue(name); err != nil {
 					return err
 				}
 			}
@@ -196,8 +199,8 @@ func (b *berth) keepGatewaySecret(ctx context.Context, authority *link.Authority
 	if err != nil {
 		return err
 	}
-	for name, fingerprint := range issued {
-		if err := b.replaceGateway(ctx, name, fingerprint); err != nil {
+	for name, fingerprint := range unknown {
+		if err := b.store.ReplaceGateway(ctx, name, fingerprint); err != nil {
 			return err
 		}
 	}

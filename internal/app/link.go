@@ -106,7 +106,7 @@ func (b *berth) keepLocalCredential(ctx context.Context, authority *link.Authori
 	if err := (invoker{}).writeFile(path, string(text), 0o600); err != nil {
 		return fmt.Errorf("write the local gateway's credential: %w", err)
 	}
-	return b.replaceGateway(ctx, name, fingerprint)
+	return b.store.ReplaceGateway(ctx, name, fingerprint)
 }
 
 // mayKeep says whether the credential that was read from a place, or err, stays there. One that was revoked is not replaced:
@@ -132,13 +132,4 @@ func (b *berth) mayKeep(ctx context.Context, authority *link.Authority, c link.C
 		return false, nil
 	}
 	return true, nil
-}
-
-// replaceGateway has a name's gateway be the one with a credential.
-func (b *berth) replaceGateway(ctx context.Context, name, fingerprint string) error {
-	if _, err := b.store.RevokeGateway(ctx, name); err != nil && compute.CodeOf(err) != compute.CodeNotFound {
-		return err
-	}
-	_, err := b.store.AddGateway(ctx, name, fingerprint)
-	return err
 }

@@ -48,6 +48,8 @@ type pairing struct {
 const (
 	// reachLimit is for a connection within a cluster: what takes longer is blocked, or gone.
 	reachLimit = time.Second
+	// pairLimit is for an exchange of keys, which waits for a process in the container.
+	pairLimit = 5 * time.Second
 	// An agent that could not be reached, or does not know how, is tried again after a while: soon at first, for it may only have
 	// been about to begin another life.
 	tryAgain     = 2 * time.Second
@@ -110,7 +112,9 @@ func (a *addresses) pair(ctx context.Context, r compute.Ref, pod *corev1.Pod) (n
 	if p.ours, err = pinned.NewIdentity(); err != nil {
 		return nil, err
 	}
-	said, err := a.run(ctx, r, 2*len(p.theirs)+1, agentPath, "pair", p.ours.Public().String())
+	asking, cancel := context.WithTimeout(ctx, pairLimit)
+	defer cancel()
+	said, err := a.run(asking, r, 2*len(p.theirs)+1, agentPath, "pair", p.ours.Public().String())
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -182,6 +183,25 @@ func TestAddressesUnreachable(t *testing.T) {
 			t.Errorf("%s: in the end it is tried again after %v", what, wait)
 		}
 	}
+}
+
+// A container's own process in the agent's place may leave the exchange of keys unanswered.
+func TestAddressesSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAddresses(slog.New(slog.DiscardHandler), execer{})
+		a.run = func(ctx context.Context, _ compute.Ref, _ int, _ ...string) ([]byte, error) {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if nc := a.first(ctx, box, podAt(t, "192.0.2.1")); nc != nil || ctx.Err() != nil {
+			t.Errorf("%v, %v: no time is left for another way", nc, ctx.Err())
+		}
+		if wait := a.without[box].wait; wait != tryAgain {
+			t.Errorf("it is tried again after %v", wait)
+		}
+	})
 }
 
 func TestAddressesBound(t *testing.T) {

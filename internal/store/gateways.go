@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 
 	"berth/internal/compute"
 )
@@ -39,14 +40,7 @@ func (s *Store) AddGateway(ctx context.Context, name, fingerprint string) (g com
 		return g, err
 	}
 	err = s.write(ctx, "add gateway", func(t *tx) error {
-		_, err := t.exec(`INSERT INTO gateways (fingerprint, name, created_at) VALUES (?, ?, ?)`, fingerprint, name, t.now)
-		if isUnique(err) {
-			return &compute.Error{
-				Code: compute.CodeConflict, Field: "name", Cause: err,
-				Message: "There is a gateway of that name; revoke it first, or choose another name.",
-			}
-		}
-		if err != nil {
+		if err := t.addGateway(name, fingerprint); err != nil {
 			return err
 		}
 		if g, err = scanGateway(t.QueryRowContext(ctx, queryGateway, fingerprint)); err != nil {
@@ -55,6 +49,47 @@ func (s *Store) AddGateway(ctx context.Context, name, fingerprint string) (g com
 		return t.event(compute.Event{Kind: compute.EventGatewayChanged})
 	})
 	return g, err
+}
+
+// ReplaceGateway has a name's gateway be the one with a credential; what was in force for the name is revoked. A credential that was
+// ever stored stays what it is, whoever stores it at the same time.
+func (s *Store) ReplaceGateway(ctx context.Context, name, fingerprint string) error {
+	if err := compute.ValidateGatewayName(name); err != nil {
+		return err
+	}
+	err := s.write(ctx, "replace gateway", func(t *tx) error {
+		switch _, err := scanGateway(t.QueryRowContext(ctx, queryGateway, fingerprint)); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, sql.ErrNoRows):
+			return err
+		}
+		if _, err := t.exec(`UPDATE gateways SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL`, t.now, name); err != nil {
+			return err
+		}
+		if err := t.addGateway(name, fingerprint); err != nil {
+			return err
+		}
+		return t.event(compute.Event{Kind: compute.EventGatewayChanged})
+	})
+	if compute.CodeOf(err) != compute.CodeConflict {
+		return err
+	}
+	if _, err := s.Gateway(ctx, fingerprint); err != nil { // another control plane was faster
+		return err
+	}
+	return nil
+}
+
+func (t *tx) addGateway(name, fingerprint string) error {
+	_, err := t.exec(`INSERT INTO gateways (fingerprint, name, created_at) VALUES (?, ?, ?)`, fingerprint, name, t.now)
+	if isUnique(err) {
+		return &compute.Error{
+			Code: compute.CodeConflict, Field: "name", Cause: err,
+			Message: "There is a gateway of that name; revoke it first, or choose another name.",
+		}
+	}
+	return err
 }
 
 // RevokeGateway ends the credential in force of that name, for ever.

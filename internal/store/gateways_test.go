@@ -1,6 +1,7 @@
 package store
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -71,4 +72,36 @@ func TestGateways(t *testing.T) {
 			t.Errorf("an event is %+v", e)
 		}
 	}
+}
+
+// Control planes that share a database store the same credential at the same time, and it stays in force.
+func TestReplaceGateway(t *testing.T) {
+	ctx := t.Context()
+	s := openNew(t, Options{})
+	if _, err := s.AddGateway(ctx, "edge", "SHA256:one"); err != nil {
+		t.Fatal(err)
+	}
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			if err := s.ReplaceGateway(ctx, "edge", "SHA256:two"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	if list, err := s.Gateways(ctx); err != nil || len(list) != 2 || !list[0].Revoked() || list[1].Revoked() || list[1].Fingerprint != "SHA256:two" {
+		t.Errorf("Gateways = %+v, %v", list, err)
+	}
+	if events := allEvents(t, s.Reader); len(events) != 2 {
+		t.Errorf("events are %+v", events)
+	}
+	// What was revoked does not come back.
+	if err := s.ReplaceGateway(ctx, "edge", "SHA256:one"); err != nil {
+		t.Error(err)
+	}
+	if g, err := s.Gateway(ctx, "SHA256:one"); err != nil || !g.Revoked() {
+		t.Errorf("the revoked one is %+v, %v", g, err)
+	}
+	wantCode(t, s.ReplaceGateway(ctx, "No Name", "SHA256:three"), compute.CodeInvalid)
 }
