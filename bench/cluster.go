@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
 // agentRef is the agent's image on the cluster's node.
@@ -71,20 +73,82 @@ func newCluster(ctx context.Context, o options) (_ *cluster, err error) {
 	if _, err := c.run(ctx, "load", o.image, agent); err != nil {
 		return nil, err
 	}
-	config, err := c.config()
+	config, err := configOf(c.Kubeconfig)
 	if err != nil {
 		return nil, err
 	}
-	c.client, err = kubernetes.NewForConfig(config)
-	return c, err
+	if c.client, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, err
+	}
+	return c, c.accounts(ctx)
 }
 
-func (c *cluster) config() (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+func configOf(kubeconfig string) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err == nil {
 		config.QPS = -1
 	}
 	return config, err
+}
+
+// namespace is Berth's own.
+const namespace = "berth"
+
+// accounts makes those of Berth's programs, with the rights and the policies of a deployment: what an administrator asks of the
+// API server is exempt from its fairness.
+func (c *cluster) accounts(ctx context.Context) error {
+	if _, err := c.do(ctx, "create", "namespace", namespace); err != nil {
+		return err
+	}
+	base := filepath.Join(filepath.Dir(c.program), "../../deploy/kubernetes/base")
+	_, err := c.do(ctx, "apply", "--server-side", "-f", filepath.Join(base, "rbac.yaml"), "-f", filepath.Join(base, "admission.yaml"))
+	return err
+}
+
+// account returns a kubeconfig with a token of an account's.
+func (c *cluster) account(ctx context.Context, name string) (string, error) {
+	token, err := c.do(ctx, "--namespace", namespace, "create", "token", name, "--duration=24h")
+	if err != nil {
+		return "", err
+	}
+	config, err := clientcmd.LoadFromFile(c.Kubeconfig)
+	if err != nil {
+		return "", err
+	}
+	for user := range config.AuthInfos {
+		config.AuthInfos[user] = &clientcmdapi.AuthInfo{Token: strings.TrimSpace(token)}
+	}
+	file := filepath.Join(c.dir, name+".kubeconfig")
+	return file, clientcmd.WriteToFile(*config, file)
+}
+
+// rejected returns how many requests the API server has turned away to be fair to others.
+func (c *cluster) rejected(ctx context.Context) (n float64, err error) {
+	text, err := c.do(ctx, "get", "--raw", "/metrics")
+	for line := range strings.Lines(text) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(line), "} "); strings.HasPrefix(name, "apiserver_flowcontrol_rejected_requests_total{") {
+			v, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				return 0, err
+			}
+			n += v
+		}
+	}
+	return n, err
+}
+
+// do runs kubectl.
+func (c *cluster) do(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.Kubectl, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("kubectl %s: %w: %s", args[0], err, &errs)
+	}
+	return string(out), nil
 }
 
 // run runs devcluster.

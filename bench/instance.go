@@ -43,6 +43,7 @@ type instance struct {
 	exited chan struct{} // closed when cmd ended
 	ready  readyFile
 	keyID  int64
+	token  string // empty: the one in the data directory
 }
 
 // readyFile is ready.json.
@@ -214,15 +215,19 @@ func (i *instance) enrollKey(ctx context.Context) error {
 func (i *instance) call(ctx context.Context, method, path, body string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	token, err := os.ReadFile(filepath.Join(i.data, "token"))
-	if err != nil {
-		return err
+	token := i.token
+	if token == "" {
+		text, err := os.ReadFile(filepath.Join(i.data, "token"))
+		if err != nil {
+			return err
+		}
+		token = strings.TrimSpace(string(text))
 	}
 	req, err := http.NewRequestWithContext(ctx, method, i.ready.APIURL+path, strings.NewReader(body))
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	req.Header.Set("Authorization", "Bearer "+token)
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
