@@ -68,7 +68,7 @@ func engineFlags() ([]string, error) {
 		image, err := imagePath()
 		return []string{"--image", image}, err
 	}
-	c, err := readCluster()
+	account, err := ownAccount()
 	if err != nil {
 		return nil, err
 	}
@@ -77,9 +77,37 @@ func engineFlags() ([]string, error) {
 		return nil, errors.New("BERTH_E2E_IMAGE and BERTH_E2E_AGENT name the images on the cluster's node")
 	}
 	return []string{
-		"--engine", "kubernetes", "--kubeconfig", c.Kubeconfig, "--image", image, "--agent", agent, "--pull-policy", "IfNotPresent",
+		"--engine", "kubernetes", "--kubeconfig", account, "--image", image, "--agent", agent, "--pull-policy", "IfNotPresent",
 		"--architecture", runtime.GOARCH,
 	}, nil
+}
+
+// ownAccount returns the kubeconfig of an account that has the rights and the bounds of a deployment's control plane, and no more.
+func ownAccount() (string, error) {
+	c, err := readCluster()
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(os.Getenv(clusterVariable), "berth-api.kubeconfig")
+	text, err := os.ReadFile(c.Kubeconfig)
+	if err == nil {
+		err = os.WriteFile(file, text, 0o600)
+	}
+	if err != nil {
+		return "", err
+	}
+	base := "../deploy/kubernetes/base/"
+	if _, err := kubectl("apply", "--server-side", "-f", base+"namespace.yaml", "-f", base+"rbac.yaml", "-f", base+"admission.yaml"); err != nil {
+		return "", err
+	}
+	token, err := kubectl("--namespace", "berth", "create", "token", "berth-api", "--duration", "4h")
+	if err == nil {
+		_, err = kubectl("--kubeconfig", file, "config", "set-credentials", "berth-api", "--token", strings.TrimSpace(token))
+	}
+	if err == nil {
+		_, err = kubectl("--kubeconfig", file, "config", "set-context", "--current", "--user", "berth-api")
+	}
+	return file, err
 }
 
 // kubectl runs it on the cluster.
