@@ -102,11 +102,24 @@ func testFault(t *testing.T, r *rig, f fault) {
 	for _, words := range f.logged {
 		p.must(p.log.has(words))
 	}
+	p.failing(1)
 	f.end(p, ref)
 	p.await(ref, compute.StatusRunning, "")
+	p.failing(0)
 	if f.stopped {
 		p.sh(ref, "test $(cat /root/f) = kept")
 	}
+}
+
+// failing waits until that many containers count as such, in what the metric berth_reconcile_failing tells.
+func (p *plane) failing(n int) {
+	p.t.Helper()
+	clustertest.Eventually(p.t, time.Minute, func() error {
+		if b := p.Service.Backlog(); b.Failing != n {
+			return fmt.Errorf("failing: %+v, want %d", b, n)
+		}
+		return nil
+	})
 }
 
 func faults() []fault {
