@@ -102,7 +102,9 @@ func TestDevelopmentCluster(t *testing.T) {
 		api, gateways, life := r.pods("berth-api"), r.pods("berth-gateway"), r.life(id)
 		r.ssh(at, "touch /tmp/since-the-start")
 		r.pack("v2")
+		logins := r.keepLoggingIn(at)
 		r.up("--version", "v2")
+		logins()
 		for _, now := range append(r.pods("berth-api"), r.pods("berth-gateway")...) {
 			if slices.Contains(api, now) || slices.Contains(gateways, now) {
 				t.Errorf("pod %s is of the version before", now)
@@ -157,6 +159,29 @@ func TestDevelopmentCluster(t *testing.T) {
 	}
 	if left, err := os.ReadDir(r.data); err != nil || len(left) != 2 { // the demo key
 		t.Errorf("left in the data directory: %v, %v", left, err)
+	}
+}
+
+// keepLoggingIn does so again and again until what it returns is called; each time it has to work.
+func (r *rig) keepLoggingIn(at string) (stop func()) {
+	over, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for n := 1; ; n++ {
+			if out, err := r.client(at, "true").CombinedOutput(); err != nil {
+				r.t.Errorf("login %d: %v: %s", n, err, out)
+			}
+			select {
+			case <-over:
+				r.t.Logf("%d logins", n)
+				return
+			default:
+			}
+		}
+	}()
+	return func() {
+		close(over)
+		<-ended
 	}
 }
 
