@@ -256,16 +256,15 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err != nil {
 		return err
 	}
-	if err := e.noteSeeded(ctx, s, now.claim); err != nil {
-		return err
-	}
 	if err := e.resize(ctx, u, s); err != nil {
 		return err
 	}
-	if p := e.look(s.Ref).pod; p != nil && p.UID == by {
-		return nil
+	if p := e.look(s.Ref).pod; p == nil || p.UID != by {
+		if err := e.awaitAgent(ctx, u, s.Ref); err != nil {
+			return err
+		}
 	}
-	return e.awaitAgent(ctx, u, s.Ref)
+	return e.noteSeeded(ctx, s, now.claim)
 }
 
 // askEarly asks a pod's agent for a connection from when its node has it: a kubelet takes up to a second more to tell that
@@ -311,7 +310,8 @@ func (e *Engine) askEarly(ctx context.Context, r compute.Ref) (answered func() t
 	}
 }
 
-// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.
+// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing. Only its agent's
+// answer shows that they were seeded: a kubelet starts the main container also where that failed.
 func (e *Engine) noteSeeded(ctx context.Context, s compute.Spec, claim *corev1.PersistentVolumeClaim) error {
 	seeded := seededOn(claim)
 	if allIn(s.MountPaths, seeded) {

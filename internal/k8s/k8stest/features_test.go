@@ -113,6 +113,15 @@ func testPreparedOnce(t *testing.T, r *rig) {
 	r.apply(&s, false)
 	r.apply(&s, true)
 	r.want(s, "cat /root/mine; ls /root/.bashrc 2>&1 | grep -c 'No such'", "mine\n1\n")
+
+	// A start that is cut off before it is noted has it noted by the next.
+	r.cluster.Do(t, "-n", s.String(), "annotate", "pvc", "storage", "berth/seeded-")
+	if err := r.e.Apply(r.ctx(), s); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.cluster.Do(t, "-n", s.String(), "get", "pvc", "storage", "-o", "jsonpath={.metadata.annotations.berth/seeded}"); got != `["/root","/var/lib"]` {
+		t.Errorf("it is noted that %q is seeded", got)
+	}
 }
 
 // testUnprepared has an image that cannot be read, and so mount paths that nobody could check.
