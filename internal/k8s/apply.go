@@ -38,14 +38,14 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 	}
 	// Made, never applied: what is there already is the container's own, whatever its size.
 	claims := e.client.CoreV1().PersistentVolumeClaims(s.String())
-	_, err = claims.Get(ctx, nameStorage, metav1.GetOptions{})
+	claim, err := claims.Get(ctx, nameStorage, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		_, err = claims.Create(ctx, e.maker.storage(s), metav1.CreateOptions{FieldManager: fieldManager})
+		claim, err = claims.Create(ctx, e.maker.storage(s), metav1.CreateOptions{FieldManager: fieldManager})
 	}
 	if err != nil {
 		return e.explain(ctx, "make the container's storage", err)
 	}
-	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) { return now.claim != nil && now.namespace != nil, nil })
+	return e.awaitStorage(ctx, u, s.Ref, claim)
 }
 
 // claimNamespace makes the namespace, or sees that the one of this name is ours.
@@ -170,6 +170,10 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 		if now.storeless() {
 			return storageMissing() // what runs is left running: it may hold the only copy
 		}
+		if err := e.awaitStorage(ctx, u, s.Ref, now.claim); err != nil {
+			return err
+		}
+		now = e.look(s.Ref)
 	}
 	e.expect(u, nil)
 	if err := e.restore(ctx, u, now); err != nil {
@@ -226,6 +230,9 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	}
 	began, replaced := time.Now(), types.UID("")
 	err := e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
+		if now.storeless() {
+			return false, unseen() // the next try looks harder
+		}
 		if now.generation() != s.Generation || !now.wanted() {
 			return false, nil
 		}

@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -217,5 +218,64 @@ func TestSeededOnlyOnceTheAgentAnswers(t *testing.T) {
 	}
 	if list := s.requests("PATCH", "/storage"); len(list) != 0 {
 		t.Errorf("seeded, it says: %q", list)
+	}
+}
+
+// A volume that lost our labels is not in the caches. It gets them back, and what asked for it goes on.
+func TestVolumeWithoutLabels(t *testing.T) {
+	t.Parallel()
+	for what, call := range map[string]func(*story, context.Context, compute.Spec) error{
+		"apply":     func(s *story, ctx context.Context, spec compute.Spec) error { return s.Apply(ctx, spec) },
+		"provision": func(s *story, ctx context.Context, spec compute.Spec) error { return s.Provision(ctx, spec) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newStory(t)
+			there := s.claimOf() // at the API server
+			there.Labels = map[string]string{"team": "red"}
+			s.tell("namespaces", "ADDED", s.namespaceOf())
+			s.shown(func(now sight) bool { return now.namespace != nil })
+			s.answers(func(q *http.Request, body string) (any, int) {
+				switch q.Method + " " + path.Base(q.URL.Path) {
+				case "POST namespaces":
+					return refusing(http.StatusConflict, metav1.StatusReasonAlreadyExists), http.StatusConflict
+				case "GET " + box.String():
+					return s.namespaceOf(), http.StatusOK
+				case "GET storage":
+					return there, http.StatusOK
+				case "PATCH storage":
+					var patch corev1.PersistentVolumeClaim
+					if err := json.Unmarshal([]byte(body), &patch); err != nil || patch.UID != there.UID || !labelled(&patch, s.maker.labels(box)) {
+						t.Errorf("the patch is %s", body)
+					}
+					s.tell("persistentvolumeclaims", "ADDED", s.claimOf())
+					return there, http.StatusOK
+				}
+				return nil, 0
+			})
+			spec := boxSpec()
+			spec.Running = false
+			ctx, cancel := context.WithTimeout(t.Context(), 3*seenWithin)
+			defer cancel()
+			if err := call(s, ctx, spec); err != nil {
+				t.Fatal(err)
+			}
+			// Who takes them away again at once has them away for a while.
+			s.tell("persistentvolumeclaims", "DELETED", s.claimOf())
+			s.shown(func(now sight) bool { return now.claim == nil })
+			if err := call(s, ctx, spec); err == nil || compute.CodeOf(err) != compute.CodeUnavailable {
+				t.Errorf("taken away again: %v", err)
+			}
+			if list := s.requests("PATCH", "/storage"); len(list) != 1 {
+				t.Errorf("it was patched by %q", list)
+			}
+			// What the caches are never told of is not waited for without end.
+			s.mu.Lock()
+			there = s.claimOf()
+			s.mu.Unlock()
+			if err := call(s, ctx, spec); err == nil || compute.CodeOf(err) != compute.CodeUnavailable || ctx.Err() != nil {
+				t.Errorf("not told of: %v", err)
+			}
+		})
 	}
 }

@@ -2,6 +2,7 @@ package k8s
 
 import (
 	"context"
+	"encoding/json"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -156,4 +157,53 @@ func (e *Engine) lookHarder(ctx context.Context, s sight) (_ sight, err error) {
 		return s, e.explain(ctx, "look at the container's volume", err)
 	}
 	return s.see(), nil
+}
+
+// awaitStorage returns when the caches have the container's volume as the API server has it: all that follows looks there.
+func (e *Engine) awaitStorage(ctx context.Context, u *unit, r compute.Ref, claim *corev1.PersistentVolumeClaim) error {
+	if !labelled(claim, e.maker.labels(r)) {
+		if err := e.relabel(ctx, u, r, claim); err != nil {
+			return err
+		}
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, seenWithin, unseen())
+	defer cancel()
+	return e.await(bounded, u, r, func(now sight) (bool, error) {
+		return !now.storeless() && now.claim.UID == claim.UID, nil
+	})
+}
+
+// relabel gives a volume that lost our labels them back: without them, it does not come to the caches.
+func (e *Engine) relabel(ctx context.Context, u *unit, r compute.Ref, claim *corev1.PersistentVolumeClaim) error {
+	name := "persistentvolumeclaim/" + claim.Name
+	e.mu.Lock()
+	wait := u.restrained(name)
+	e.mu.Unlock()
+	if wait > 0 {
+		return unseen()
+	}
+	e.log.Warn("somebody changed what Berth made; it is set back", "container", r, "changed", name+lastEditor(claim))
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": claim.UID, "labels": e.maker.labels(r)}})
+	if err != nil {
+		return err
+	}
+	_, err = e.client.CoreV1().PersistentVolumeClaims(r.String()).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return e.explain(ctx, "give the container's volume its labels back", err)
+	}
+	return nil
+}
+
+func labelled(o metav1.Object, with map[string]string) bool {
+	has := o.GetLabels()
+	for k, v := range with {
+		if has[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+func unseen() *compute.Error {
+	return compute.Errorf(compute.CodeUnavailable, "The cluster does not show the container's storage at the moment; this is tried again.")
 }
