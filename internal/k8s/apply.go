@@ -3,7 +3,6 @@ package k8s
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"slices"
 	"time"
 
@@ -424,75 +423,4 @@ func (e *Engine) awaitAgent(ctx context.Context, u *unit, r compute.Ref) error {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// Remove destroys the container with its storage.
-func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
-	u, ctx, release, err := e.acquire(ctx, r)
-	if err != nil {
-		return err
-	}
-	defer func() { release(err) }()
-	if err := e.removeBalancer(ctx, r); err != nil { // before the namespace, whose end is the container's
-		return err
-	}
-	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		return e.explain(ctx, "look at the container's namespace", err)
-	case !e.ours(there):
-		return foreign()
-	default:
-		if err := e.endPod(ctx, u, r); err != nil {
-			return err
-		}
-		if err := e.deleteNamespace(ctx, there); err != nil {
-			return err
-		}
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, goneWithin, errSlow)
-	defer cancel()
-	err = e.await(bounded, u, r, func(now sight) (bool, error) { return now.namespace == nil && now.pod == nil && now.claim == nil, nil })
-	if errors.Is(err, errSlow) {
-		return &compute.Error{
-			Code: compute.CodeUnavailable, Message: "The cluster has not deleted it yet; this is tried again.", Cause: e.look(r).held(),
-		}
-	}
-	return err
-}
-
-// endPod ends the container before its namespace is deleted: who deletes a namespace with a pod in it looks again only after
-// half of the pod's grace period.
-func (e *Engine) endPod(ctx context.Context, u *unit, r compute.Ref) error {
-	now := e.look(r)
-	if now.set != nil {
-		err := e.client.AppsV1().StatefulSets(r.String()).Delete(ctx, now.set.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &now.set.UID}})
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return e.explain(ctx, "end the container", err)
-		}
-	}
-	if now.pod == nil {
-		return nil
-	}
-	if err := e.deletePod(ctx, r, now.pod); err != nil {
-		return err
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, e.opt.StopGrace, errSlow)
-	defer cancel()
-	err := e.await(bounded, u, r, func(now sight) (bool, error) { return now.pod == nil, nil })
-	if errors.Is(err, errSlow) {
-		return nil // its node may be gone: the namespace goes all the same
-	}
-	return err
-}
-
-var errSlow = errors.New("it takes longer than it should")
-
-func (e *Engine) deleteNamespace(ctx context.Context, n *corev1.Namespace) error {
-	err := e.client.CoreV1().Namespaces().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &n.UID}})
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // conflict: another call deletes it already
-		return e.explain(ctx, "delete the container's namespace", err)
-	}
-	return nil
 }

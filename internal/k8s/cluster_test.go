@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -277,5 +278,66 @@ func TestVolumeWithoutLabels(t *testing.T) {
 				t.Errorf("not told of: %v", err)
 			}
 		})
+	}
+}
+
+// The API server is ahead of the caches: what a start that was cut off had made is removed, also what came to be while the rest
+// was, and the container is not gone before its namespace is.
+func TestRemoveAsksTheAPIServer(t *testing.T) {
+	t.Parallel()
+	s := newStory(t)
+	var gone atomic.Bool
+	balancer := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: box.String(), Namespace: "berth", UID: "first", Labels: s.maker.labels(box)}}
+	s.answers(func(q *http.Request, _ string) (any, int) {
+		switch q.Method + " " + strings.TrimPrefix(q.URL.Path, "/api/v1/") {
+		case "GET namespaces/berth/services/" + box.String():
+			if balancer != nil {
+				return balancer, http.StatusOK
+			}
+		case "DELETE namespaces/berth/services/" + box.String():
+			balancer = nil
+			return metav1.Status{Status: metav1.StatusSuccess}, http.StatusOK
+		case "GET namespaces/" + box.String():
+			if !gone.Load() {
+				return s.namespaceOf(), http.StatusOK
+			}
+		case "DELETE namespaces/" + box.String():
+			return s.namespaceOf(), http.StatusOK
+		case "GET namespaces": // the watch of this one
+			gone.Store(true)
+			balancer = &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: box.String(), Namespace: "berth", UID: "second", Labels: s.maker.labels(box)}}
+			n := s.namespaceOf()
+			n.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}
+			return metav1.WatchEvent{Type: "DELETED", Object: runtime.RawExtension{Object: n}}, http.StatusOK
+		}
+		return nil, 0
+	})
+	if err := s.Remove(t.Context(), box); err != nil {
+		t.Fatal(err)
+	}
+	if !gone.Load() {
+		t.Error("removed, its namespace is there")
+	}
+	list := s.requests("DELETE", "/services/")
+	if len(list) != 2 || !strings.Contains(list[0], "first") || !strings.Contains(list[1], "second") {
+		t.Errorf("of load balancers, it removed %q", list)
+	}
+}
+
+// Another's Service of this name is left alone.
+func TestRemoveLeavesOthersServices(t *testing.T) {
+	t.Parallel()
+	s := newStory(t)
+	s.answers(func(q *http.Request, _ string) (any, int) {
+		if q.Method == http.MethodGet && strings.Contains(q.URL.Path, "/services/") {
+			return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: box.String(), Namespace: "berth", UID: "other"}}, http.StatusOK
+		}
+		return nil, 0
+	})
+	if err := s.Remove(t.Context(), box); err != nil {
+		t.Fatal(err)
+	}
+	if list := s.requests("DELETE"); len(list) != 0 {
+		t.Errorf("it removed %q", list)
 	}
 }
