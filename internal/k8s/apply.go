@@ -3,7 +3,6 @@ package k8s
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"slices"
 	"time"
 
@@ -38,14 +37,14 @@ func (e *Engine) Provision(ctx context.Context, s compute.Spec) (err error) {
 	}
 	// Made, never applied: what is there already is the container's own, whatever its size.
 	claims := e.client.CoreV1().PersistentVolumeClaims(s.String())
-	_, err = claims.Get(ctx, nameStorage, metav1.GetOptions{})
+	claim, err := claims.Get(ctx, nameStorage, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		_, err = claims.Create(ctx, e.maker.storage(s), metav1.CreateOptions{FieldManager: fieldManager})
+		claim, err = claims.Create(ctx, e.maker.storage(s), metav1.CreateOptions{FieldManager: fieldManager})
 	}
 	if err != nil {
 		return e.explain(ctx, "make the container's storage", err)
 	}
-	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) { return now.claim != nil && now.namespace != nil, nil })
+	return e.awaitStorage(ctx, u, s.Ref, claim)
 }
 
 // claimNamespace makes the namespace, or sees that the one of this name is ours.
@@ -170,6 +169,10 @@ func (e *Engine) Apply(ctx context.Context, s compute.Spec) (err error) {
 		if now.storeless() {
 			return storageMissing() // what runs is left running: it may hold the only copy
 		}
+		if err := e.awaitStorage(ctx, u, s.Ref, now.claim); err != nil {
+			return err
+		}
+		now = e.look(s.Ref)
 	}
 	e.expect(u, nil)
 	if err := e.restore(ctx, u, now); err != nil {
@@ -226,6 +229,9 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	}
 	began, replaced := time.Now(), types.UID("")
 	err := e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
+		if now.storeless() {
+			return false, unseen() // the next try looks harder
+		}
 		if now.generation() != s.Generation || !now.wanted() {
 			return false, nil
 		}
@@ -256,16 +262,15 @@ func (e *Engine) start(ctx context.Context, u *unit, s compute.Spec, now sight) 
 	if err != nil {
 		return err
 	}
-	if err := e.noteSeeded(ctx, s, now.claim); err != nil {
-		return err
-	}
 	if err := e.resize(ctx, u, s); err != nil {
 		return err
 	}
-	if p := e.look(s.Ref).pod; p != nil && p.UID == by {
-		return nil
+	if p := e.look(s.Ref).pod; p == nil || p.UID != by {
+		if err := e.awaitAgent(ctx, u, s.Ref); err != nil {
+			return err
+		}
 	}
-	return e.awaitAgent(ctx, u, s.Ref)
+	return e.noteSeeded(ctx, s, now.claim)
 }
 
 // askEarly asks a pod's agent for a connection from when its node has it: a kubelet takes up to a second more to tell that
@@ -311,7 +316,8 @@ func (e *Engine) askEarly(ctx context.Context, r compute.Ref) (answered func() t
 	}
 }
 
-// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing.
+// noteSeeded keeps on the volume which mount paths a pod runs with, so that the next one prepares nothing. Only its agent's
+// answer shows that they were seeded: a kubelet starts the main container also where that failed.
 func (e *Engine) noteSeeded(ctx context.Context, s compute.Spec, claim *corev1.PersistentVolumeClaim) error {
 	seeded := seededOn(claim)
 	if allIn(s.MountPaths, seeded) {
@@ -417,75 +423,4 @@ func (e *Engine) awaitAgent(ctx context.Context, u *unit, r compute.Ref) error {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// Remove destroys the container with its storage.
-func (e *Engine) Remove(ctx context.Context, r compute.Ref) (err error) {
-	u, ctx, release, err := e.acquire(ctx, r)
-	if err != nil {
-		return err
-	}
-	defer func() { release(err) }()
-	if err := e.removeBalancer(ctx, r); err != nil { // before the namespace, whose end is the container's
-		return err
-	}
-	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		return e.explain(ctx, "look at the container's namespace", err)
-	case !e.ours(there):
-		return foreign()
-	default:
-		if err := e.endPod(ctx, u, r); err != nil {
-			return err
-		}
-		if err := e.deleteNamespace(ctx, there); err != nil {
-			return err
-		}
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, goneWithin, errSlow)
-	defer cancel()
-	err = e.await(bounded, u, r, func(now sight) (bool, error) { return now.namespace == nil && now.pod == nil && now.claim == nil, nil })
-	if errors.Is(err, errSlow) {
-		return &compute.Error{
-			Code: compute.CodeUnavailable, Message: "The cluster has not deleted it yet; this is tried again.", Cause: e.look(r).held(),
-		}
-	}
-	return err
-}
-
-// endPod ends the container before its namespace is deleted: who deletes a namespace with a pod in it looks again only after
-// half of the pod's grace period.
-func (e *Engine) endPod(ctx context.Context, u *unit, r compute.Ref) error {
-	now := e.look(r)
-	if now.set != nil {
-		err := e.client.AppsV1().StatefulSets(r.String()).Delete(ctx, now.set.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &now.set.UID}})
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return e.explain(ctx, "end the container", err)
-		}
-	}
-	if now.pod == nil {
-		return nil
-	}
-	if err := e.deletePod(ctx, r, now.pod); err != nil {
-		return err
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, e.opt.StopGrace, errSlow)
-	defer cancel()
-	err := e.await(bounded, u, r, func(now sight) (bool, error) { return now.pod == nil, nil })
-	if errors.Is(err, errSlow) {
-		return nil // its node may be gone: the namespace goes all the same
-	}
-	return err
-}
-
-var errSlow = errors.New("it takes longer than it should")
-
-func (e *Engine) deleteNamespace(ctx context.Context, n *corev1.Namespace) error {
-	err := e.client.CoreV1().Namespaces().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &n.UID}})
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // conflict: another call deletes it already
-		return e.explain(ctx, "delete the container's namespace", err)
-	}
-	return nil
 }

@@ -109,14 +109,14 @@ func addressOf(s *corev1.Service) (first netip.Addr) {
 	return first
 }
 
-// removeBalancer gives the container's address back, if it has one: also where the option was turned off since.
+// removeBalancer gives the container's address back, if it has one: also where the option was turned off since. The API server
+// is asked, for the caches may not have heard of it yet.
 func (e *Engine) removeBalancer(ctx context.Context, r compute.Ref) error {
-	o, exists, err := e.services.GetStore().GetByKey(e.opt.GatewayNamespace + "/" + r.String())
-	if err != nil || !exists {
-		return err
+	services := e.client.CoreV1().Services(e.opt.GatewayNamespace)
+	s, err := services.Get(ctx, r.String(), metav1.GetOptions{})
+	if err == nil && labelled(s, e.maker.labels(r)) {
+		err = services.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
 	}
-	s := o.(*corev1.Service) // what this informer has
-	err = e.client.CoreV1().Services(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return e.explain(ctx, "give the container's address back", err)
 	}

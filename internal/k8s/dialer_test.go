@@ -28,13 +28,7 @@ func against(t *testing.T, h http.HandlerFunc) *Dialer {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	text := "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n" +
-		"users: [{name: u, user: {}}]\nclusters: [{name: c, cluster: {server: \"" + server.URL + "\"}}]\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := NewDialer(DialerOptions{Kubeconfig: file})
+	d, err := NewDialer(DialerOptions{Kubeconfig: kubeconfigFor(t, server)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +38,17 @@ func against(t *testing.T, h http.HandlerFunc) *Dialer {
 		}
 	})
 	return d
+}
+
+func kubeconfigFor(t *testing.T, server *httptest.Server) (file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "kubeconfig")
+	text := "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n" +
+		"users: [{name: u, user: {}}]\nclusters: [{name: c, cluster: {server: \"" + server.URL + "\"}}]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func answer(w http.ResponseWriter, code int, object any) {

@@ -44,6 +44,17 @@ func (r *restraint) wait(now time.Time) time.Duration {
 	return 0
 }
 
+// restrained returns for how long not to set an object back yet; when it is none, the caller does. Engine.mu is held.
+func (u *unit) restrained(name string) time.Duration {
+	if u.restraints[name] == nil {
+		if u.restraints == nil {
+			u.restraints = make(map[string]*restraint)
+		}
+		u.restraints[name] = new(restraint)
+	}
+	return u.restraints[name].wait(time.Now())
+}
+
 // review looks at a container some time after something of it changed, or after a call: whether it is still as it was told
 // of, and whether all that was applied stands. Where it does not, somebody changed it, and control is told so that it
 // applies it again.
@@ -80,13 +91,7 @@ func (e *Engine) review(r compute.Ref) {
 	var due []string
 	wait := time.Duration(0)
 	for _, name := range slices.Sorted(maps.Keys(edited)) {
-		if u.restraints[name] == nil {
-			if u.restraints == nil {
-				u.restraints = make(map[string]*restraint)
-			}
-			u.restraints[name] = new(restraint)
-		}
-		if d := u.restraints[name].wait(time.Now()); d <= 0 {
+		if d := u.restrained(name); d <= 0 {
 			due = append(due, name+edited[name])
 		} else if wait == 0 || d < wait {
 			wait = d

@@ -48,6 +48,7 @@ const (
 
 	patience     = 10 * time.Second // with what may pass in a start's usual course, before its owner is told
 	longPatience = 30 * time.Second // with what only events say: a kubelet that was early tries again after some seconds
+	seenWithin   = 10 * time.Second // what the API server has, in the caches
 	goneWithin   = time.Minute      // a namespace, before the operator is told what holds it
 	silentAfter  = time.Minute      // a node is given up here, once the cluster has not heard of it for some time itself
 )

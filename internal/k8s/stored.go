@@ -2,13 +2,12 @@ package k8s
 
 import (
 	"context"
+	"encoding/json"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 
 	"berth/internal/compute"
 )
@@ -44,66 +43,6 @@ func (e *Engine) Stored(ctx context.Context) ([]compute.Stored, error) {
 		list = append(list, compute.Stored{Ref: r, Bytes: bytes[n.Name], Running: running[n.Name], Foreign: !e.ours(&n)})
 	}
 	return list, nil
-}
-
-// Discard destroys a container's namespace, whichever installation's it is, because an administrator says so.
-func (e *Engine) Discard(ctx context.Context, r compute.Ref, unknown func(context.Context) error) (err error) {
-	u, ctx, release, err := e.acquire(ctx, r)
-	if err != nil {
-		return err
-	}
-	defer func() { release(err) }()
-	there, err := e.client.CoreV1().Namespaces().Get(ctx, r.String(), metav1.GetOptions{})
-	if apierrors.IsNotFound(err) || err == nil && there.Labels[labelManaged] != managedBy {
-		return compute.NotFound("storage")
-	}
-	if err != nil {
-		return e.explain(ctx, "look at the namespace", err)
-	}
-	if err := unknown(ctx); err != nil {
-		return err
-	}
-	if err := e.endPod(ctx, u, r); err != nil {
-		return err
-	}
-	if err := e.removeBalancer(ctx, r); err != nil {
-		return err
-	}
-	if err := e.deleteNamespace(ctx, there); err != nil {
-		return err
-	}
-	if err := e.awaitGone(ctx, there); err != nil {
-		return err
-	}
-	return e.await(ctx, u, r, func(now sight) (bool, error) { return now.namespace == nil && now.pod == nil && now.claim == nil, nil })
-}
-
-// awaitGone returns when a namespace is no longer there. The caches have only this installation's.
-func (e *Engine) awaitGone(ctx context.Context, n *corev1.Namespace) error {
-	for {
-		there, err := e.client.CoreV1().Namespaces().Get(ctx, n.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) || err == nil && there.UID != n.UID {
-			return nil
-		}
-		if err != nil {
-			return e.explain(ctx, "look at the namespace", err)
-		}
-		w, err := e.client.CoreV1().Namespaces().Watch(ctx, metav1.ListOptions{
-			FieldSelector: fields.OneTermEqualSelector("metadata.name", n.Name).String(), ResourceVersion: there.ResourceVersion,
-		})
-		if err != nil {
-			return e.explain(ctx, "watch the namespace", err)
-		}
-		for event := range w.ResultChan() {
-			if event.Type == watch.Deleted {
-				break
-			}
-		}
-		w.Stop()
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-	}
 }
 
 // complaint is the newest warning about a container's objects that has words for its owner; nil where there is none. It is
@@ -156,4 +95,53 @@ func (e *Engine) lookHarder(ctx context.Context, s sight) (_ sight, err error) {
 		return s, e.explain(ctx, "look at the container's volume", err)
 	}
 	return s.see(), nil
+}
+
+// awaitStorage returns when the caches have the container's volume as the API server has it: all that follows looks there.
+func (e *Engine) awaitStorage(ctx context.Context, u *unit, r compute.Ref, claim *corev1.PersistentVolumeClaim) error {
+	if !labelled(claim, e.maker.labels(r)) {
+		if err := e.relabel(ctx, u, r, claim); err != nil {
+			return err
+		}
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, seenWithin, unseen())
+	defer cancel()
+	return e.await(bounded, u, r, func(now sight) (bool, error) {
+		return !now.storeless() && now.claim.UID == claim.UID, nil
+	})
+}
+
+// relabel gives a volume that lost our labels them back: without them, it does not come to the caches.
+func (e *Engine) relabel(ctx context.Context, u *unit, r compute.Ref, claim *corev1.PersistentVolumeClaim) error {
+	name := "persistentvolumeclaim/" + claim.Name
+	e.mu.Lock()
+	wait := u.restrained(name)
+	e.mu.Unlock()
+	if wait > 0 {
+		return unseen()
+	}
+	e.log.Warn("somebody changed what Berth made; it is set back", "container", r, "changed", name+lastEditor(claim))
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": claim.UID, "labels": e.maker.labels(r)}})
+	if err != nil {
+		return err
+	}
+	_, err = e.client.CoreV1().PersistentVolumeClaims(r.String()).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return e.explain(ctx, "give the container's volume its labels back", err)
+	}
+	return nil
+}
+
+func labelled(o metav1.Object, with map[string]string) bool {
+	has := o.GetLabels()
+	for k, v := range with {
+		if has[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+func unseen() *compute.Error {
+	return compute.Errorf(compute.CodeUnavailable, "The cluster does not show the container's storage at the moment; this is tried again.")
 }

@@ -108,7 +108,7 @@ func (e *Engine) changed(object any) {
 		return
 	}
 	name := o.GetNamespace()
-	if name == "" {
+	if name == "" || name == e.opt.GatewayNamespace { // a load balancer there
 		name = o.GetName()
 	}
 	r, err := compute.ParseRef(name)

@@ -103,6 +103,12 @@ func binding(namespace, role, subject string) string {
 		"roleRef: {apiGroup: rbac.authorization.k8s.io, "+role+"}, subjects: [{"+subject+"}]")
 }
 
+// pullSecret is of the only name that the control plane may write in containers' namespaces.
+func pullSecret(namespace, rest string) string {
+	return fmt.Sprintf("{apiVersion: v1, kind: Secret, metadata: {name: berth-pull, namespace: %s, "+
+		"annotations: {kubernetes.io/service-account.name: default}}, %s}", namespace, rest)
+}
+
 // testAdmission tries what the accounts' roles allow, where it is allowed, and where and how it is not.
 func testAdmission(t *testing.T, r *rig) {
 	s := r.run()
@@ -169,6 +175,8 @@ func testAdmission(t *testing.T, r *rig) {
 		{"with the default one", api.apply(statefulSet(ours, "restartPolicy: Always")), refusedByPolicy},
 		{"with one by a volume", api.apply(statefulSet(ours, noToken+", volumes: [{name: t, projected: {sources: [{serviceAccountToken: {path: t}}]}}]")), refusedByPolicy},
 		{"before the cluster's own", api.apply(statefulSet(ours, noToken+", priorityClassName: system-node-critical")), refusedByPolicy},
+		{"a Secret with a token", api.apply(pullSecret(ours, "type: kubernetes.io/service-account-token")), refusedByPolicy},
+		{"credentials for registries", api.apply(pullSecret(ours, "type: kubernetes.io/dockerconfigjson, data: {.dockerconfigjson: e30=}")), allowed},
 		{"a pod", api.apply(object("v1", "Pod", ours, "spec: {containers: [{name: c, image: x}]}")), refusedByRole},
 		{"a Service with a node port", api.apply(serviceObject(ours, "", "type: NodePort")), refusedByPolicy},
 		{"a Service of others' addresses", api.apply(serviceObject(ours, "", "externalIPs: [192.0.2.1]")), refusedByPolicy},

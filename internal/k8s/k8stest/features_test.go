@@ -113,6 +113,15 @@ func testPreparedOnce(t *testing.T, r *rig) {
 	r.apply(&s, false)
 	r.apply(&s, true)
 	r.want(s, "cat /root/mine; ls /root/.bashrc 2>&1 | grep -c 'No such'", "mine\n1\n")
+
+	// A start that is cut off before it is noted has it noted by the next.
+	r.cluster.Do(t, "-n", s.String(), "annotate", "pvc", "storage", "berth/seeded-")
+	if err := r.e.Apply(r.ctx(), s); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.cluster.Do(t, "-n", s.String(), "get", "pvc", "storage", "-o", "jsonpath={.metadata.annotations.berth/seeded}"); got != `["/root","/var/lib"]` {
+		t.Errorf("it is noted that %q is seeded", got)
+	}
 }
 
 // testUnprepared has an image that cannot be read, and so mount paths that nobody could check.
@@ -350,9 +359,11 @@ spec:
 
 // testLoadBalancer plays the controller that gives addresses away.
 func testLoadBalancer(t *testing.T, r *rig) {
-	r = r.with(func(o *k8s.Options) {
+	change := func(o *k8s.Options) {
 		o.LoadBalancers, o.GatewayLabels = &k8s.LoadBalancers{}, map[string]string{"app": "berth-gateway"}
-	})
+	}
+	p := r.plane(t, change)
+	r = r.with(change)
 	type word struct {
 		ref  compute.Ref
 		addr netip.Addr
@@ -401,6 +412,15 @@ func testLoadBalancer(t *testing.T, r *rig) {
 	if out, err := r.cluster.Try(t, append(service, "name")...); err == nil || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("removed, there is %s, %v", out, err)
 	}
+
+	// One that somebody deletes is made anew by a control plane.
+	ref := p.run()
+	p.cluster.Do(t, "-n", p.opt.GatewayNamespace, "delete", "service", ref.String())
+	clustertest.Eventually(t, 30*time.Second, func() error {
+		_, err := p.cluster.Try(t, "-n", p.opt.GatewayNamespace, "get", "service", ref.String())
+		return err
+	})
+	p.sameLife(ref)
 }
 
 func testPlacement(t *testing.T, r *rig) {

@@ -224,6 +224,7 @@ func testEditsSetBack(t *testing.T, p *plane) {
 		{[]string{"patch", "rolebinding", "berth-gateway", "--type=merge", "-p", `{"subjects": []}`}, "rolebinding/berth-gateway {.subjects[0].name}", "berth-gateway"},
 		{[]string{"delete", "limitrange", "berth"}, "limitrange/berth {.spec.limits[0].type}", "Container"},
 		{[]string{"patch", "service", "container", "--type=merge", "-p", `{"spec": {"selector": {"else": "where"}}}`}, "service/container {.spec.selector.else}", ""},
+		{[]string{"label", "persistentvolumeclaim", "storage", "app.kubernetes.io/managed-by-", "berth/installation-"}, "persistentvolumeclaim/storage {.metadata.labels.app\\.kubernetes\\.io/managed-by}", "berth"},
 		{[]string{"label", "namespace", ref.String(), "pod-security.kubernetes.io/enforce=privileged", "--overwrite"}, "namespace/" + ref.String() + " {.metadata.labels.pod-security\\.kubernetes\\.io/enforce}", "baseline"},
 		{[]string{"patch", "statefulset", string(ref.ID), "--type=strategic", "-p", `{"spec": {"template": {"spec": {"containers": [{"name": "main", "image": "other"}]}}}}`}, "statefulset/" + string(ref.ID) + ` {.spec.template.spec.containers[?(@.name=="main")].image}`, p.opt.Image},
 	} {
@@ -235,6 +236,8 @@ func testEditsSetBack(t *testing.T, p *plane) {
 		t.Errorf("what was added is %q", team)
 	}
 	p.must(p.log.has("networkpolicy/to-public (by kubectl-patch)"))
+	p.must(p.log.has("persistentvolumeclaim/storage"))
+	p.await(ref, compute.StatusRunning, "")
 	p.settle()
 	p.sameLife(ref)
 
