@@ -89,7 +89,7 @@ type Engine struct {
 
 	image      image
 	outside    outside
-	stale      bool      // what is outside may not have been brought to all namespaces
+	stale      bool      // who began to watch has yet to look at all namespaces
 	unmeasured time.Time // until when the cluster is not asked for what it measured
 }
 
