@@ -49,6 +49,7 @@ const (
 	patience     = 10 * time.Second // with what may pass in a start's usual course, before its owner is told
 	longPatience = 30 * time.Second // with what only events say: a kubelet that was early tries again after some seconds
 	seenWithin   = 10 * time.Second // what the API server has, in the caches
+	resizeWithin = 30 * time.Second // a running container; a node tries again after 10 s, and may go on to
 	goneWithin   = time.Minute      // a namespace, before the operator is told what holds it
 	silentAfter  = time.Minute      // a node is given up here, once the cluster has not heard of it for some time itself
 )
@@ -90,7 +91,7 @@ type Engine struct {
 
 	image      image
 	outside    outside
-	stale      bool      // what is outside may not have been brought to all namespaces
+	stale      bool      // who began to watch has yet to look at all namespaces
 	unmeasured time.Time // until when the cluster is not asked for what it measured
 }
 

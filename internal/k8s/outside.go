@@ -2,6 +2,7 @@ package k8s
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"net/url"
 	"reflect"
@@ -28,17 +29,17 @@ type outside struct {
 const (
 	renewalsPerSecond = 10
 	renewAfter        = time.Second // nodes come and go in groups
-	renewAgain        = time.Minute // after a failure
+	renewAgain        = time.Minute // what failed or was busy
 )
 
-// learnOutside sees the cluster as it is in the caches, and returns whether namespaces are to be looked at.
+// learnOutside sees the cluster as it is in the caches, and returns whether that is news, on which namespaces are to be looked at.
 func (e *Engine) learnOutside() bool {
 	o := e.lookOutside()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.stale = e.stale || !reflect.DeepEqual(o, e.outside)
-	e.outside = o
-	return e.stale
+	news := e.stale || !reflect.DeepEqual(o, e.outside)
+	e.outside, e.stale = o, false
+	return news
 }
 
 func (e *Engine) outsideNow() outside {
@@ -116,9 +117,6 @@ func (e *Engine) keepSurroundings() {
 
 // renewAll returns whether all namespaces are as they should be, or will be by who watches.
 func (e *Engine) renewAll(pace *rate.Limiter) bool {
-	e.mu.Lock()
-	e.stale = false // what changes from now on is news
-	e.mu.Unlock()
 	list, _ := e.namespaces.List(labels.Everything())
 	whole := true
 	for _, ns := range list {
@@ -127,21 +125,19 @@ func (e *Engine) renewAll(pace *rate.Limiter) bool {
 			continue // an object with our labels
 		}
 		if !e.watched() {
-			e.mu.Lock()
-			e.stale = true
-			e.mu.Unlock()
 			return true
 		}
-		if err := e.renewOne(r, pace); err != nil && e.ctx.Err() == nil {
-			whole = false
+		err = e.renewOne(r, pace)
+		whole = whole && err == nil
+		if err != nil && !errors.Is(err, errBusy) && e.ctx.Err() == nil {
 			e.log.Warn("a container's policies are not up to date yet; this is tried again", "container", r, "err", err)
 		}
 	}
 	return whole
 }
 
-// renewOne brings what changed outside to one container, unless a call does that now. What others changed there meanwhile is
-// its review's to see.
+// renewOne brings what changed outside to one container, unless a call changes that now: it may take long, and most see to
+// this, too. What others changed there meanwhile is its review's to see.
 func (e *Engine) renewOne(r compute.Ref, pace *rate.Limiter) error {
 	now := e.look(r)
 	if now.namespace == nil || now.namespace.DeletionTimestamp != nil || e.upToDate(now) {
@@ -152,17 +148,16 @@ func (e *Engine) renewOne(r compute.Ref, pace *rate.Limiter) error {
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, callTimeout)
 	defer cancel()
-	u, ctx, release, err := e.acquire(ctx, r)
+	u, ctx, release, err := e.acquireIdle(ctx, r)
 	if err != nil {
 		return err
 	}
-	defer func() { release(err) }()
+	defer release(nil) // whatever comes of it: nobody else tells of what happened meanwhile
 	now = e.look(r)
 	if now.namespace == nil || now.namespace.DeletionTimestamp != nil {
 		return nil
 	}
-	err = e.restore(ctx, u, now)
-	return err
+	return e.restore(ctx, u, now)
 }
 
 // upToDate says whether a container has what depends on the outside: the policy that names addresses, and credentials.

@@ -30,6 +30,7 @@ import (
 const (
 	labelProbe   = "berth/probe"
 	probeStart   = 2 * time.Minute // for its pod to run: the image may have to be pulled
+	probeAnswer  = time.Minute     // to a command: a kubelet may keep its stream open for ever
 	probeStale   = 15 * time.Minute
 	probePort    = 7022
 	probeSettles = 15 * time.Second // for the network to learn of a pod's policies
@@ -203,13 +204,16 @@ func (p *probe) address() string {
 
 // exec runs the agent in the probe, over one protocol, and returns what it printed.
 func (p *probe) exec(ctx context.Context, over protocol, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, probeAnswer, fmt.Errorf("no answer within %s", probeAnswer))
+	defer cancel()
 	x := execer{p.config, p.client.CoreV1().RESTClient()}
 	to := x.command(p.pod.Namespace, p.pod.Name, append([]string{"/agent"}, args...), false)
 	out, said := &head{limit: 64 << 10}, &head{limit: maxComplaint}
-	if err := over(x, ctx, to, remotecommand.StreamOptions{Stdout: out, Stderr: said}); err != nil {
-		return nil, said.explain(err)
+	err := over(x, ctx, to, remotecommand.StreamOptions{Stdout: out, Stderr: said})
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
-	return out.bytes(), nil
+	return out.bytes(), said.explain(err)
 }
 
 // probed is what the agent found (agent.Probed).

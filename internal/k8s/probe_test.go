@@ -1,9 +1,15 @@
 package k8s
 
 import (
+	"context"
+	"net/url"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/remotecommand"
 )
 
 // A probe runs as containers do, where they do, and is taken for none.
@@ -43,4 +49,21 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%+v is judged %+v", c, got)
 		}
 	}
+}
+
+// A kubelet that begins a command and never ends it is no reason to wait for ever.
+func TestProbeStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := play(t, nil)
+		p := &probe{prober: prober{client: e.client, config: e.exec.config}, pod: &corev1.Pod{}}
+		stalls := func(_ execer, ctx context.Context, _ *url.URL, _ remotecommand.StreamOptions) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		began := time.Now()
+		_, err := p.exec(context.WithoutCancel(t.Context()), stalls)
+		if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "no answer within") || took != probeAnswer {
+			t.Errorf("after %s: %v", took, err)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package k8s
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -131,8 +132,8 @@ func (e *Engine) grow(ctx context.Context, s compute.Spec, claim *corev1.Persist
 	return nil
 }
 
-// resize gives a running container what it has more of now, in place, and returns when its node has done so. A cluster that
-// cannot gives it at the next start.
+// resize gives a running container the size it has now, in place, and returns when its node has done so. A cluster or a node
+// that cannot gives it at the next start.
 func (e *Engine) resize(ctx context.Context, u *unit, s compute.Spec) error {
 	want := resources(s)
 	p := e.look(s.Ref).pod
@@ -151,29 +152,50 @@ func (e *Engine) resize(ctx context.Context, u *unit, s compute.Spec) error {
 	if err != nil {
 		return err
 	}
-	_, err = e.client.CoreV1().Pods(s.String()).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "resize")
+	later := func(why error) error {
+		e.log.Warn("the container's new size waits, for its next start at the latest", "container", s.Ref, "err", why)
+		return nil
+	}
+	asked, err := e.client.CoreV1().Pods(s.String()).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "resize")
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsForbidden(err), apierrors.IsMethodNotSupported(err):
-		e.log.Warn("the container's new size waits for its next start", "container", s.Ref, "err", err)
-		return nil
+		return later(err)
 	case err != nil:
 		return e.explain(ctx, "resize the container", err)
 	}
-	return e.await(ctx, u, s.Ref, func(now sight) (bool, error) {
+	bounded, cancel := context.WithTimeoutCause(ctx, resizeWithin, errSlow)
+	defer cancel()
+	err = e.await(bounded, u, s.Ref, func(now sight) (bool, error) {
 		if now.phase != compute.PhaseRunning || now.pod.UID != p.UID {
 			return false, compute.Errorf(compute.CodeUnavailable, "The container ended while it was given its new size; this is tried again.")
 		}
-		for _, c := range now.pod.Status.Conditions {
-			if c.Type == corev1.PodResizePending && c.Status == corev1.ConditionTrue {
-				return false, &compute.Error{
-					Code: compute.CodeCapacity, Message: "Its node has no room for its new size now; stop it and start it to have it elsewhere.",
-					Cause: fmt.Errorf("resize: %s: %s", c.Reason, c.Message),
-				}
-			}
-		}
-		status := statusOf(now.pod.Status.ContainerStatuses, nameMain)
-		return status != nil && status.Resources != nil && sized(*status.Resources, want), nil
+		return resized(now.pod, asked.Generation, want)
 	})
+	if errors.Is(err, errNotResized) || errors.Is(err, errSlow) {
+		return later(err)
+	}
+	return err
+}
+
+var errNotResized = errors.New("the node does not resize it")
+
+// resized says whether a pod has the size that it is to have since a generation. A node refuses memory that has no room on it,
+// and to take away what is in use.
+func resized(p *corev1.Pod, generation int64, want corev1.ResourceRequirements) (bool, error) {
+	for _, c := range p.Status.Conditions {
+		switch older := c.ObservedGeneration > 0 && c.ObservedGeneration < generation; { // Kubernetes 1.33 does not say
+		case c.Status != corev1.ConditionTrue || older:
+		case c.Type == corev1.PodResizePending:
+			return false, &compute.Error{
+				Code: compute.CodeCapacity, Message: "Its node has no room for its new size now; stop it and start it to have it elsewhere.",
+				Cause: fmt.Errorf("resize: %s: %s", c.Reason, c.Message),
+			}
+		case c.Type == corev1.PodResizeInProgress && c.Reason == corev1.PodReasonError:
+			return false, fmt.Errorf("%w: %s", errNotResized, c.Message)
+		}
+	}
+	status := statusOf(p.Status.ContainerStatuses, nameMain)
+	return status != nil && status.Resources != nil && sized(*status.Resources, want), nil
 }
 
 // sized says whether processors and memory are as wanted.

@@ -3,6 +3,7 @@ package k8s
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
@@ -32,14 +33,29 @@ type watcher struct {
 	wake  chan struct{}
 }
 
+var errBusy = errors.New("another call changes the container")
+
+// acquireIdle is acquire for who does not wait: errBusy where another call changes the container.
+func (e *Engine) acquireIdle(ctx context.Context, r compute.Ref) (_ *unit, _ context.Context, release func(error), err error) {
+	return e.enter(ctx, r, false)
+}
+
 // acquire makes the caller the only one that changes the container, and returns a context that also ends with the engine.
 func (e *Engine) acquire(ctx context.Context, r compute.Ref) (_ *unit, _ context.Context, release func(error), err error) {
+	return e.enter(ctx, r, true)
+}
+
+func (e *Engine) enter(ctx context.Context, r compute.Ref, wait bool) (_ *unit, _ context.Context, release func(error), err error) {
 	e.mu.Lock()
 	if e.ctx.Err() != nil {
 		e.mu.Unlock()
 		return nil, nil, nil, closing(e.ctx)
 	}
 	u := e.unit(r)
+	if u.users > 0 && !wait {
+		e.mu.Unlock()
+		return nil, nil, nil, errBusy
+	}
 	u.users++
 	e.calls.Add(1)
 	e.mu.Unlock()

@@ -40,6 +40,7 @@ func TestFeatures(t *testing.T) {
 		{"an address of its own", testLoadBalancer},
 		{"spread over nodes, and users of its own", testPlacement},
 		{"storage that is bounded, full, and grows", testBoundedStorage},
+		{"less memory than is in use", testShrinkInUse},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, r.in(t)) })
 	}
