@@ -80,6 +80,7 @@ type Engine struct {
 	silent map[string]time.Time // since when, by our own clock, the cluster does not hear of a node; guarded by nodeMu
 
 	asking     chan struct{}  // a place for each pod that is asked early
+	measuring  chan struct{}  // a place for each container that is measured
 	news       chan struct{}  // the cluster changed in what surroundings depend on
 	background sync.WaitGroup // ends with ctx
 
@@ -119,6 +120,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
 		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1), asking: make(chan struct{}, askAtATime),
+		measuring: make(chan struct{}, measuredAtATime),
 		secrets: make(map[string]corelisters.SecretLister), maker: maker{opt: o},
 	}
 	e.exec = e.dialer.exec
