@@ -43,6 +43,7 @@ type Engine interface {
 	// change that was not asked for by Apply or Remove (a process that died, say), until ctx ends or the engine fails.
 	Watch(ctx context.Context, f func(compute.Observation), synced func()) error
 
-	// Usage measures a running container; CodeNotRunning when it is not.
+	// Usage measures a running container, or says what it measured of it some seconds ago; CodeNotRunning when it does not
+	// run. When ctx ends, what was known before is an answer, too.
 	Usage(ctx context.Context, r compute.Ref) (compute.Usage, error)
 }

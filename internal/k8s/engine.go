@@ -39,6 +39,8 @@ const (
 	callTimeout  = 30 * time.Second // for the API server's answer to a call to begin
 	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
 	imageAgain   = time.Minute      // after a registry that did not give the image
+	imageFirst   = 20 * time.Second // for the image, when all else waits for it
+	imageLater   = 10 * time.Minute // for the image, when nothing does
 
 	askEvery        = 200 * time.Millisecond // a pod that starts
 	askOften        = 10                     // times; after that it takes long, for what no answer of its agent shows
@@ -82,6 +84,7 @@ type Engine struct {
 	silent map[string]time.Time // since when, by our own clock, the cluster does not hear of a node; guarded by nodeMu
 
 	asking     chan struct{}  // a place for each pod that is asked early
+	measuring  chan struct{}  // a place for each container that is measured
 	news       chan struct{}  // the cluster changed in what surroundings depend on
 	background sync.WaitGroup // ends with ctx
 
@@ -121,6 +124,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		opt: o, log: o.Log, client: client, dialer: newDialer(config, client, DialerOptions{Addresses: o.Addresses, Log: o.Log}),
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
 		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1), asking: make(chan struct{}, askAtATime),
+		measuring: make(chan struct{}, measuredAtATime),
 		secrets: make(map[string]corelisters.SecretLister), maker: maker{opt: o},
 	}
 	e.exec = e.dialer.exec
@@ -129,17 +133,19 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	e.learnOutside()
-	if !e.learnImage(ctx) {
+	if !e.learnImage(ctx, imageFirst) {
 		e.background.Go(e.keepLearning)
 	}
 	e.background.Go(e.keepSurroundings)
 	return e, nil
 }
 
-// learnImage reads the containers' image, and returns whether it could.
-func (e *Engine) learnImage(ctx context.Context) bool {
+// learnImage reads the containers' image, and returns whether it could. A registry may take a connection and say nothing.
+func (e *Engine) learnImage(ctx context.Context, within time.Duration) bool {
 	registries, _ := e.credentials()
-	img, err := readImage(ctx, e.opt.Image, registries)
+	bounded, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	img, err := readImage(bounded, e.opt.Image, registries)
 	if err != nil && ctx.Err() == nil {
 		e.log.Warn("the containers' image cannot be read; until it is, its own command does not run, and mount paths are not checked against it",
 			"image", e.opt.Image, "err", err)
@@ -159,7 +165,7 @@ func (e *Engine) keepLearning() {
 		case <-e.ctx.Done():
 			return
 		case <-again.C:
-			if e.learnImage(e.ctx) {
+			if e.learnImage(e.ctx, imageLater) {
 				return
 			}
 		}

@@ -4,8 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"log/slog"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"berth/internal/compute"
 )
@@ -64,6 +67,27 @@ func TestMountPathsInAnImage(t *testing.T) {
 	}
 	if err := img.checkMounts([]string{"/root", "/opt/x", "/srv/new"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A registry that takes connections and never answers is given up, and the log says so.
+func TestRegistryThatSaysNothing(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // connections wait in its backlog
+	var said bytes.Buffer
+	e := &Engine{log: slog.New(slog.NewTextHandler(&said, nil)), opt: Options{Image: l.Addr().String() + "/base:1"}}
+	learned := make(chan bool, 1)
+	go func() { learned <- e.learnImage(t.Context(), 50*time.Millisecond) }()
+	select {
+	case ok := <-learned:
+		if m := e.makerNow(); ok || m.image.reference != e.opt.Image || !strings.Contains(said.String(), "cannot be read") {
+			t.Errorf("it learned %+v, %v, and said %s", m.image, ok, &said)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits yet")
 	}
 }
 

@@ -3,8 +3,10 @@ package k8s
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -203,15 +205,7 @@ func (s sight) trouble() (err *compute.Error, soon bool) {
 	// What prepares the main container is why that cannot start.
 	for _, status := range s.pod.Status.ContainerStatuses {
 		if t := failed(status); t != nil && status.Name != nameMain {
-			said := strings.TrimPrefix(strings.TrimSpace(t.Message), "berth-agent: ")
-			code := compute.CodeUnavailable
-			if strings.Contains(said, "storage_gb") {
-				code = compute.CodeCapacity
-			}
-			return &compute.Error{
-				Code: code, Message: "The container could not be prepared: " + oneLine(said) + ".",
-				Cause: fmt.Errorf("%s ended with status %d: %s", status.Name, t.ExitCode, said),
-			}, false
+			return unpreparable(status.Name, t), false
 		}
 	}
 	for _, status := range s.pod.Status.ContainerStatuses {
@@ -222,6 +216,35 @@ func (s sight) trouble() (err *compute.Error, soon bool) {
 		}
 	}
 	return nil, false
+}
+
+// What the agent says of a mount path that cannot be had, in words for its owner; a path has no colon.
+var (
+	wrongInImage = regexp.MustCompile(`^seed mount path (/[^:]*): it (is (?:a file|/[^:]*) in the image(?:, which belongs to the system)?)$`)
+	noRoomFor    = regexp.MustCompile(`^the storage has no room for what the image holds in /[^:]*; choose a larger storage_gb$`)
+)
+
+// unpreparable gives words to the end of what prepares the main container. What it says of anything but its known causes has
+// paths and errors that are the operator's.
+func unpreparable(name string, t *corev1.ContainerStateTerminated) *compute.Error {
+	said := strings.TrimPrefix(strings.TrimSpace(t.Message), "berth-agent: ")
+	err := &compute.Error{
+		Code: compute.CodeUnavailable, Message: "The container could not be prepared; your operator can see why.",
+		Cause: fmt.Errorf("%s ended with status %d (%s): %s", name, t.ExitCode, t.Reason, said),
+	}
+	wrong := wrongInImage.FindStringSubmatch(said)
+	switch {
+	case t.Reason == "OOMKilled":
+		err.Message = "The container could not be prepared: what prepares it ran out of memory. It is tried again; ask your operator if it stays."
+	case name != nameSeed:
+	case wrong != nil:
+		err.Code, err.Field, err.Message = compute.CodeInvalid, "mount_paths", fmt.Sprintf("Mount path %s %s.", wrong[1], wrong[2])
+	case noRoomFor.MatchString(said):
+		err.Code, err.Message = compute.CodeCapacity, "The container could not be prepared: "+said+"."
+	case strings.HasSuffix(said, syscall.ENOSPC.Error()), strings.HasSuffix(said, syscall.EDQUOT.Error()):
+		err.Code, err.Message = compute.CodeCapacity, "The container could not be prepared: its storage is full; choose a larger storage_gb."
+	}
+	return err
 }
 
 // unprepared says whether the agent let nobody in, because what prepares the mount paths failed.

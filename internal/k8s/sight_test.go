@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -113,9 +114,8 @@ func TestTroubleHasWords(t *testing.T) {
 		}, compute.CodeUnavailable, "Its image nowhere/x cannot be pulled; check the name, or ask your operator whether the cluster may pull it. It is tried again.", false},
 		{"seeding", func(s *sight) {
 			waitingFor(s, "RunContainerError") // comes first, and only follows
-			s.pod.Status.ContainerStatuses = append(s.pod.Status.ContainerStatuses, corev1.ContainerStatus{Name: nameSeed, State: corev1.ContainerState{
-				Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Message: "berth-agent: the storage has no room for what the image holds in /opt; choose a larger storage_gb\n"},
-			}})
+			s.pod.Status.ContainerStatuses = append(s.pod.Status.ContainerStatuses, helperEnded(nameSeed, "Error",
+				"berth-agent: the storage has no room for what the image holds in /opt; choose a larger storage_gb\n"))
 		}, compute.CodeCapacity, "The container could not be prepared: the storage has no room for what the image holds in /opt; choose a larger storage_gb.", false},
 	} {
 		s := whole()
@@ -127,6 +127,44 @@ func TestTroubleHasWords(t *testing.T) {
 	}
 	if err, _ := whole().trouble(); err != nil {
 		t.Errorf("a whole one is in trouble: %v", err)
+	}
+}
+
+func helperEnded(name, reason, said string) corev1.ContainerStatus {
+	return corev1.ContainerStatus{Name: name, State: corev1.ContainerState{
+		Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: reason, Message: said},
+	}}
+}
+
+// Of what ended a helper its owner is told what they can change, and nothing of how it is done; the operator is told all.
+func TestUnpreparedHasWords(t *testing.T) {
+	const seeOperator = "The container could not be prepared; your operator can see why."
+	for _, c := range []struct {
+		helper, reason, said string
+		code                 compute.Code
+		message              string
+	}{
+		{nameSeed, "Error", "berth-agent: seed mount path /etc/a b: it is a file in the image\n", compute.CodeInvalid, "Mount path /etc/a b is a file in the image."},
+		{nameSeed, "Error", "berth-agent: seed mount path /p/x: it is /proc/x in the image, which belongs to the system\n", compute.CodeInvalid, "Mount path /p/x is /proc/x in the image, which belongs to the system."},
+		{nameSeed, "Error", "berth-agent: mkdir /.berth-volume/mounts: no space left on device", compute.CodeCapacity, "The container could not be prepared: its storage is full; choose a larger storage_gb."},
+		{nameSeed, "Error", "berth-agent: seed mount path /x: write /.berth-volume/seed/f: disk quota exceeded", compute.CodeCapacity, "The container could not be prepared: its storage is full; choose a larger storage_gb."},
+		{nameInstall, "Error", "berth-agent: install the agent: write /.berth/agent.new: no space left on device", compute.CodeUnavailable, seeOperator},
+		{nameSeed, "Error", "berth-agent: seed mount path /storage_gb: open /.berth-volume/seed/f: input/output error", compute.CodeUnavailable, seeOperator},
+		{nameSeed, "Error", "berth-agent: seed mount path /x: mkdir /.berth-volume/seed: it is a file in the image", compute.CodeUnavailable, seeOperator},
+		{nameSeed, "OOMKilled", "", compute.CodeUnavailable, "The container could not be prepared: what prepares it ran out of memory. It is tried again; ask your operator if it stays."},
+		{nameInstall, "Error", "", compute.CodeUnavailable, seeOperator},
+	} {
+		s := whole()
+		s.pod.Status.ContainerStatuses = append(s.pod.Status.ContainerStatuses, helperEnded(c.helper, c.reason, c.said))
+		err, soon := s.trouble()
+		if err == nil || err.Code != c.code || err.Message != c.message || soon {
+			t.Errorf("%q: %+v, %v; want %s: %s", c.said, err, soon, c.code, c.message)
+			continue
+		}
+		said := strings.TrimPrefix(strings.TrimSpace(c.said), "berth-agent: ")
+		if cause := err.Cause.Error(); !strings.HasPrefix(cause, c.helper) || !strings.Contains(cause, c.reason) || !strings.HasSuffix(cause, said) {
+			t.Errorf("%q: its cause is %q", c.said, cause)
+		}
 	}
 }
 

@@ -14,10 +14,97 @@ import (
 	"berth/internal/compute"
 )
 
+// What a measurement costs is the tenant's to say: how many files are walked, and, as root there, whether the walk ever ends.
+const (
+	measuredAtATime = 16               // containers, by this process: each is an exec by way of the API server
+	measuredWithin  = 10 * time.Second // else it is given up
+	measuredFor     = 5 * time.Second  // at least; and
+	measuredRest    = 10               // times as long as it took
+)
+
+var errSlowUsage = fmt.Errorf("its agent did not measure it within %s", measuredWithin)
+
+// measurement is one look at what a container uses. All who ask while it is under way await it, and who asks soon after has it,
+// failed or not.
+type measurement struct {
+	before *compute.Usage // what was known when it began; nil: nothing of this life
+	done   chan struct{}  // closed once what follows is there
+
+	life  string
+	usage compute.Usage
+	err   error
+	until time.Time // when another may begin; zero until done; Engine.mu guards it
+}
+
 // Usage is shown, never acted on. Storage, and memory where the cluster does not measure it, is what the container's own agent
-// says, which a tenant can forge.
+// says, which a tenant can forge. It is seconds old, or older where a new figure takes longer than ctx.
 func (e *Engine) Usage(ctx context.Context, r compute.Ref) (compute.Usage, error) {
+	if ctx.Err() != nil {
+		return compute.Usage{}, context.Cause(ctx)
+	}
+	m, err := e.measurement(r)
+	if err != nil {
+		return compute.Usage{}, err
+	}
+	select {
+	case <-m.done:
+		return m.usage, m.err
+	case <-ctx.Done():
+	}
+	if m.before != nil {
+		return *m.before, nil
+	}
+	return compute.Usage{}, context.Cause(ctx)
+}
+
+// measurement returns the container's last one, or begins another: a container has one at a time. It is forgotten with the
+// container's unit.
+func (e *Engine) measurement(r compute.Ref) (*measurement, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx.Err() != nil {
+		return nil, closing(e.ctx)
+	}
 	now := e.look(r)
+	if now.phase != compute.PhaseRunning {
+		return nil, notRunning()
+	}
+	u, m := e.unit(r), &measurement{done: make(chan struct{})}
+	if last := u.measured; last != nil {
+		same := last.life == now.life
+		if last.until.IsZero() || same && time.Now().Before(last.until) {
+			return last, nil
+		}
+		if same && last.err == nil {
+			usage := last.usage // alone, or each would hold all before it
+			m.before = &usage
+		}
+	}
+	u.measured = m
+	e.background.Go(func() { e.measure(m, r) })
+	return m, nil
+}
+
+// measure awaits its turn, and measures a container.
+func (e *Engine) measure(m *measurement, r compute.Ref) {
+	defer close(m.done)
+	select {
+	case e.measuring <- struct{}{}:
+		defer func() { <-e.measuring }()
+	case <-e.ctx.Done():
+	}
+	ctx, cancel := context.WithTimeoutCause(e.ctx, measuredWithin, errSlowUsage)
+	defer cancel()
+	began, now := time.Now(), e.look(r)
+	usage, err := e.usageNow(ctx, now)
+	ended := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.life, m.usage, m.err = now.life, usage, err
+	m.until = ended.Add(max(measuredFor, measuredRest*ended.Sub(began)))
+}
+
+func (e *Engine) usageNow(ctx context.Context, now sight) (compute.Usage, error) {
 	if now.phase != compute.PhaseRunning {
 		return compute.Usage{}, notRunning()
 	}

@@ -21,6 +21,8 @@ type unit struct {
 	busy  bool
 	known sight // as it was told of last, or as a call left it
 
+	measured *measurement // the last one, or the one under way; nil: none yet
+
 	spec       *compute.Spec                // what was applied last; nil: nothing yet, or not all of it
 	seeded     []string                     // with it: the mount paths that needed no seeding
 	bent       map[string][sha256.Size]byte // what the API server made of an object, where it is not as applied

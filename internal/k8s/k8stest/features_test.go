@@ -141,7 +141,7 @@ func testUnprepared(t *testing.T, r *rig) {
 	<-synced
 	for range 2 {
 		err := r.e.Apply(r.ctx(), s)
-		if compute.CodeOf(err) != compute.CodeUnavailable || !strings.Contains(compute.UserMessage(err), "/usr/bin/env: it is a file in the image") {
+		if compute.CodeOf(err) != compute.CodeInvalid || compute.UserMessage(err) != "Mount path /usr/bin/env is a file in the image." {
 			t.Errorf("apply: %v", err)
 		}
 	}
