@@ -125,7 +125,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		units: make(map[compute.Ref]*unit), watchers: make(map[*watcher]struct{}), silent: make(map[string]time.Time),
 		reviews: workqueue.NewTypedDelayingQueue[compute.Ref](), news: make(chan struct{}, 1), asking: make(chan struct{}, askAtATime),
 		measuring: make(chan struct{}, measuredAtATime),
-		secrets: make(map[string]corelisters.SecretLister), maker: maker{opt: o},
+		secrets:   make(map[string]corelisters.SecretLister), maker: maker{opt: o},
 	}
 	e.exec = e.dialer.exec
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())

@@ -120,7 +120,7 @@ func TestResize(t *testing.T) {
 				if took := time.Since(began); took != c.took {
 					t.Errorf("it took %s, not %s", took, c.took)
 				}
-				time.Sleep(resizeWithin) // until the node has spoken
+				<-time.After(resizeWithin) // of the bubble, until the node has spoken
 			})
 		})
 	}
