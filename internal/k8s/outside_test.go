@@ -132,12 +132,12 @@ func TestRenewalAmongNodesNews(t *testing.T) {
 		p.holds(t, box)
 		p.watch()
 		p.background.Go(p.keepSurroundings)
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		p.joins(t, "203.0.113.5")
 		changed := time.Now()
 		for range 100 {
 			p.renew()
-			time.Sleep(renewAfter / 10)
+			<-time.After(renewAfter / 10)
 		}
 		if len(renewed) != 1 || renewed[0].Sub(changed) > 2*renewAfter {
 			t.Errorf("changed at %s, renewed at %s", changed, renewed)
