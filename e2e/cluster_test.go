@@ -22,10 +22,9 @@ func onCluster() bool { return os.Getenv(clusterVariable) != "" }
 
 // machineOnly are the scripts of the shared instance that look at the embedded engine itself, from this machine.
 var machineOnly = map[string]string{
-	"mounts-full":  "volumes with a bound",
 	"limits":       "control groups of the machine",
 	"network":      "the firewall of the embedded engine; the development cluster enforces no policies",
-	"storage-full": "volumes with a bound; those of the development cluster have none",
+	"storage-full": "one bound for all that a container writes; a pod has one for its volume, and is evicted for the rest",
 }
 
 // scripts lists the scripts to run: on a cluster those that have no instance of their own, which are about the embedded engine.
@@ -78,6 +77,7 @@ func engineFlags() ([]string, error) {
 	}
 	return []string{
 		"--engine", "kubernetes", "--kubeconfig", account, "--image", image, "--agent", agent, "--pull-policy", "IfNotPresent",
+		"--storage-class", "bounded",
 		"--architecture", runtime.GOARCH,
 	}, nil
 }

@@ -39,7 +39,7 @@ const (
 	callTimeout  = 30 * time.Second // for the API server's answer to a call to begin
 	agentTimeout = 30 * time.Second // for the agent to accept connections after its start
 	imageAgain   = time.Minute      // after a registry that did not give the image
-	imageFirst   = 20 * time.Second // for the image, when all else waits for it
+	imageFirst   = time.Minute      // for the image, when all else waits for it
 	imageLater   = 10 * time.Minute // for the image, when nothing does
 
 	askEvery        = 200 * time.Millisecond // a pod that starts
