@@ -88,7 +88,7 @@ func ownAccount() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(os.Getenv(clusterVariable), "berth-api.kubeconfig")
+	file := "../build/berth-api.kubeconfig" // the cluster's directory is its own
 	text, err := os.ReadFile(c.Kubeconfig)
 	if err == nil {
 		err = os.WriteFile(file, text, 0o600)
