@@ -5,7 +5,7 @@ import "sync"
 // Windows of a channel: how many bytes of data and stderr together a peer may have on their way to a reader.
 const (
 	initialWindow = 32 << 10
-	maxWindow     = 1 << 20
+	maxWindow     = 8 << 20
 
 	// maxExtra bounds what the channels of one connection have beyond their initial windows, all together: a container
 	// whose clients read nothing holds that much of its gateway's memory.
@@ -40,13 +40,16 @@ func (b *Budget) take(initial, extra int64) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.initial+b.extra+initial+extra > b.limit || extra > 0 && b.extra+extra > b.limit/2 {
+	if b.initial+b.extra+initial+extra > b.limit || extra > 0 && extra > share(b.limit/2-b.extra) {
 		return false
 	}
 	b.initial += initial
 	b.extra += extra
 	return true
 }
+
+// share is as much of what is left as one window may grow by. So those who come late get less, and never next to nothing.
+func share(left int64) int64 { return left / 4 }
 
 func (b *Budget) give(initial, extra int64) {
 	if b == nil {

@@ -252,7 +252,7 @@ func (c *Conn) watch(frames, writes uint64, silent time.Duration) {
 
 // takeExtra takes n bytes for a window beyond its initial size.
 func (c *Conn) takeExtra(n int64) bool {
-	if c.extra.Add(n) > maxExtra || !c.cfg.Budget.take(0, n) {
+	if n > share(maxExtra-c.extra.Add(n)+n) || !c.cfg.Budget.take(0, n) {
 		c.extra.Add(-n)
 		return false
 	}
