@@ -30,6 +30,7 @@ var contract = map[string]func(*testing.T){
 	"TestEventsInCommitOrder":          TestEventsInCommitOrder,
 	"TestGatewayAudit":                 TestGatewayAudit,
 	"TestGateways":                     TestGateways,
+	"TestReplaceGateway":               TestReplaceGateway,
 	"TestHTTPSFollowsPort443":          TestHTTPSFollowsPort443,
 	"TestHTTPSWhileDeleting":           TestHTTPSWhileDeleting,
 	"TestIDsNeverComeBack":             TestIDsNeverComeBack,
