@@ -180,15 +180,28 @@ func (i *instance) signIn(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(i.data, "token"), []byte(token), 0o600)
 }
 
-// owner is another account, and its own token.
+// owner is another account with the same key, and a token of its own.
 func (i *instance) owner(ctx context.Context, name string) (*instance, error) {
-	if _, err := i.run(ctx, "user", "add", name, "--data-dir", i.data); err != nil {
+	if _, err := i.run(ctx, "user", "add", name, "--key", i.key()+".pub", "--data-dir", i.data); err != nil {
 		return nil, err
 	}
 	token, err := i.run(ctx, "token", "--user", name, "--ttl", "24h", "--data-dir", i.data)
+	if err != nil {
+		return nil, err
+	}
 	other := *i
 	other.token = strings.TrimSpace(token)
-	return &other, err
+	var keys struct {
+		Keys []struct{ ID int64 } `json:"ssh_keys"`
+	}
+	if err := other.call(ctx, http.MethodGet, "/compute/ssh-keys", "", &keys); err != nil {
+		return nil, err
+	}
+	if len(keys.Keys) != 1 {
+		return nil, fmt.Errorf("%s has %d keys", name, len(keys.Keys))
+	}
+	other.keyID = keys.Keys[0].ID
+	return &other, nil
 }
 
 // toHost are options for a server whose key is not known.
@@ -426,7 +439,7 @@ func (r *clusterRig) reconcile(ctx context.Context) ([]measure, error) {
 	for n := range r.o.pods {
 		wg.Go(func() {
 			b, err := owners[n%len(owners)].boxWithin(ctx,
-				`{"name": "bench-many", "memory_mb": 64, "storage_gb": 1, "ssh_key_ids": [], "ssh_enabled": false}`, time.Second)
+				`{"name": "bench-many", "memory_mb": 64, "storage_gb": 1}`, time.Second)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
