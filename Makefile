@@ -41,9 +41,9 @@ down: ask-root ## Stop Berth and its containers (ARGS=--delete removes all they 
 	@$(root) bin/berth down $(ARGS)
 
 .PHONY: test
-test: ask-go ask-root cluster ## Install what is missing and run the tests with the race detector: the packages', end to end, and on a Kubernetes
+test: ask-go ask-root $(if $(ARGS),,cluster) ## Install what is missing and run the tests with the race detector: the packages', end to end, and on a Kubernetes
 	@deploy/install-packages test
-	@$(with-image) build build/oldest-agent $(images)/index.json build/helm
+	@$(with-image) build build/oldest-agent $(if $(ARGS),,$(images)/index.json build/helm)
 	@deploy/test $(ARGS)
 
 .PHONY: check

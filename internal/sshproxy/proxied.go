@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -31,6 +32,9 @@ func restore(ctx context.Context, tcp *net.TCPConn, timeout time.Duration) (_ ne
 		return nil, err
 	}
 	p := &proxied{TCPConn: tcp, remote: tcp.RemoteAddr(), local: tcp.LocalAddr(), ahead: bufio.NewReader(tcp)}
+	if _, err := p.ahead.Peek(1); err != nil {
+		return nil, err
+	}
 	header, err := proxyproto.Read(p.ahead)
 	if err != nil {
 		return nil, err
@@ -89,6 +93,7 @@ func (g *Gateway) handOn(tcp *net.TCPConn) {
 	case err == nil:
 		g.begin(nc)
 	case g.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+	case errors.Is(err, io.EOF): // it only looked whether somebody answers, as balancers do all the time
 	default:
 		g.log.Warn("refused: a load balancer's connection without a PROXY protocol header", "remote", tcp.RemoteAddr(), "err", err)
 	}

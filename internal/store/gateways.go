@@ -75,10 +75,10 @@ func (s *Store) ReplaceGateway(ctx context.Context, name, fingerprint string) er
 	if compute.CodeOf(err) != compute.CodeConflict {
 		return err
 	}
-	if _, err := s.Gateway(ctx, fingerprint); err != nil { // another control plane was faster
+	if _, unknown := s.Gateway(ctx, fingerprint); unknown != nil {
 		return err
 	}
-	return nil
+	return nil // another control plane was faster
 }
 
 func (t *tx) addGateway(name, fingerprint string) error {
